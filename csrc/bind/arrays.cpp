@@ -1,0 +1,144 @@
+#include "bind/arrays.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "bind/dlpack.h"
+#include "core/error.h"
+
+namespace streamcca {
+namespace {
+
+[[noreturn]] void refuse_dtype(const std::string& view, const std::string& got, const std::string& remedy) {
+  throw Error(ErrorKind::dtype, "view '" + view + "': got dtype " + got + ", expected float16, bfloat16, float32 or float64; " + remedy);
+}
+
+[[noreturn]] void refuse_shape(const std::string& view, const std::vector<std::int64_t>& shape) {
+  std::ostringstream text;
+  text << "view '" << view << "': got an array of shape (";
+  for (std::size_t i = 0; i < shape.size(); ++i) text << (i ? ", " : "") << shape[i];
+  text << (shape.size() == 1 ? ",)" : ")") << ", expected rows as (n, width); reshape it to two dimensions, rows first";
+  throw Error(ErrorKind::value, text.str());
+}
+
+Borrowed borrow_numpy(const py::array& array, const std::string& view) {
+  std::vector<std::int64_t> shape(array.shape(), array.shape() + array.ndim());
+  const py::dtype dtype = array.dtype();
+  const char kind = dtype.kind();
+  const auto size = static_cast<std::size_t>(dtype.itemsize());
+  Borrowed result;
+  if (kind == 'f' && (size == 2 || size == 4 || size == 8)) {
+    if (dtype.byteorder() == (py::module_::import("sys").attr("byteorder").cast<std::string>() == "little" ? '>' : '<')) {
+      refuse_dtype(view, py::str(dtype.attr("str")), "convert with x.astype(x.dtype.newbyteorder('='))");
+    }
+    result.rows.dtype = size == 2 ? DType::f16 : size == 4 ? DType::f32 : DType::f64;
+  } else if (kind == 'V' && py::str(dtype.attr("name")).cast<std::string>() == "bfloat16") {
+    result.rows.dtype = DType::bf16;
+  } else {
+    refuse_dtype(view, py::str(dtype.attr("name")),
+                 kind == 'c' ? "take x.real or x.imag" : "convert with x.astype('float32') or 'float64'");
+  }
+  if (shape.size() != 2) refuse_shape(view, shape);
+  result.rows.data = static_cast<const unsigned char*>(array.data());
+  result.rows.rows = static_cast<std::size_t>(shape[0]);
+  result.rows.cols = static_cast<std::size_t>(shape[1]);
+  result.rows.row_stride = array.strides(0);
+  result.rows.col_stride = array.strides(1);
+  result.owner = array;
+  return result;
+}
+
+DType dlpack_dtype(const dlpack::DataType& type, const std::string& view) {
+  if (type.lanes == 1 && type.code == dlpack::kBfloat && type.bits == 16) return DType::bf16;
+  if (type.lanes == 1 && type.code == dlpack::kFloat) {
+    if (type.bits == 16) return DType::f16;
+    if (type.bits == 32) return DType::f32;
+    if (type.bits == 64) return DType::f64;
+  }
+  const char* kinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  const std::string name = type.code <= dlpack::kBool ? kinds[type.code] + std::to_string(type.bits) : "code " + std::to_string(type.code);
+  refuse_dtype(view, name, type.code == dlpack::kComplex ? "take its real or imaginary part" : "convert to float32 or float64 first");
+}
+
+py::capsule dlpack_capsule(py::handle array) {
+  py::object source = py::reinterpret_borrow<py::object>(array);
+  // torch refuses to export a tensor that takes part in autograd; values are all that is read here.
+  if (py::hasattr(source, "detach")) source = source.attr("detach")();
+  try {
+    return source.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    return source.attr("__dlpack__")();  // a producer older than DLPack 1.0
+  }
+}
+
+Borrowed borrow_dlpack(py::handle array, const std::string& view) {
+  const auto device = array.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
+    throw Error(
+        ErrorKind::device,
+        "view '" + view + "': got rows on " +
+            (device.first == dlpack::kCuda ? "CUDA device " : "a device of DLPack type " + std::to_string(device.first) + ", number ") +
+            std::to_string(device.second) + ", expected CPU memory, since this build has no CUDA kernels; pass x.cpu()");
+  }
+  py::capsule capsule = dlpack_capsule(array);
+  const dlpack::Tensor* tensor = nullptr;
+  // The capsule is kept, not consumed: its own destructor releases the tensor.
+  if (std::string(capsule.name()) == "dltensor_versioned") {
+    const auto* managed = static_cast<const dlpack::ManagedTensorVersioned*>(capsule.get_pointer());
+    if (managed->major > 1)
+      throw Error(ErrorKind::dtype, "view '" + view + "': got DLPack version " + std::to_string(managed->major) + ", expected at most 1");
+    tensor = &managed->tensor;
+  } else {
+    tensor = &static_cast<const dlpack::ManagedTensor*>(capsule.get_pointer())->tensor;
+  }
+
+  Borrowed result;
+  result.rows.dtype = dlpack_dtype(tensor->dtype, view);
+  if (tensor->ndim != 2) refuse_shape(view, {tensor->shape, tensor->shape + tensor->ndim});
+  const auto size = static_cast<std::ptrdiff_t>(size_of(result.rows.dtype));
+  result.rows.data = static_cast<const unsigned char*>(tensor->data) + tensor->byte_offset;
+  result.rows.rows = static_cast<std::size_t>(tensor->shape[0]);
+  result.rows.cols = static_cast<std::size_t>(tensor->shape[1]);
+  result.rows.row_stride = size * (tensor->strides ? tensor->strides[0] : tensor->shape[1]);
+  result.rows.col_stride = size * (tensor->strides ? tensor->strides[1] : 1);
+  result.owner = std::move(capsule);
+  return result;
+}
+
+}  // namespace
+
+Borrowed borrow_rows(py::handle array, const std::string& view) {
+  if (py::isinstance<py::array>(array)) return borrow_numpy(py::reinterpret_borrow<py::array>(array), view);
+  if (py::hasattr(array, "__dlpack__")) return borrow_dlpack(array, view);
+  throw Error(ErrorKind::dtype, "view '" + view + "': got " + py::str(py::type::handle_of(array).attr("__name__")).cast<std::string>() +
+                                    ", expected a NumPy array, a torch tensor or anything with __dlpack__; convert with numpy.asarray(x)");
+}
+
+py::array to_array(std::vector<double>&& values, std::vector<py::ssize_t> shape) {
+  auto* owned = new std::vector<double>(std::move(values));
+  py::capsule owner(owned, [](void* p) { delete static_cast<std::vector<double>*>(p); });
+  return py::array_t<double>(std::move(shape), owned->data(), owner);
+}
+
+py::array to_array(Matrix&& matrix) {
+  const auto rows = static_cast<py::ssize_t>(matrix.rows), cols = static_cast<py::ssize_t>(matrix.cols);
+  return to_array(std::move(matrix.values), {cols, rows}).attr("T");
+}
+
+std::vector<double> to_vector(const DoubleArray& array) { return {array.data(), array.data() + array.size()}; }
+
+Matrix to_matrix(const DoubleArray& array) {
+  Matrix m(static_cast<std::size_t>(array.shape(0)), static_cast<std::size_t>(array.shape(1)));
+  constexpr std::size_t kTile = 32;  // both sides of the transposition stay in the cache
+  for (std::size_t i0 = 0; i0 < m.rows; i0 += kTile) {
+    for (std::size_t j0 = 0; j0 < m.cols; j0 += kTile) {
+      for (std::size_t j = j0; j < std::min(m.cols, j0 + kTile); ++j) {
+        for (std::size_t i = i0; i < std::min(m.rows, i0 + kTile); ++i) m.column(j)[i] = array.data()[i * m.cols + j];
+      }
+    }
+  }
+  return m;
+}
+
+}  // namespace streamcca

@@ -1,0 +1,39 @@
+// Which rows of a batch take part: drops rows of weight zero, and finds values that are not finite or too
+// large to be squared in the product type, before anything is accumulated.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/rows.h"
+#include "core/schedule.h"
+#include "cpu/moment_store.h"
+
+namespace streamcca {
+
+enum class NonFinite { raise, skip, propagate };
+
+// Consecutive rows [first, first + count) of a batch.
+struct Run {
+  std::size_t first = 0;
+  std::size_t count = 0;
+};
+
+struct Selection {
+  std::vector<Run> runs;
+  std::uint64_t skipped = 0;  // rows left out because of a value that is not finite
+};
+
+struct FilterContext {
+  const std::vector<View>& views;
+  const KernelTable& kernels;
+  Products products;
+  NonFinite nonfinite;
+  std::uint64_t rows_before;  // for messages: rows counted before this batch
+  int threads;
+};
+
+// Throws Error (value: bad weight or too large a value; nonfinite: NaN or infinity under `raise`).
+Selection select_rows(const std::vector<Rows>& rows, const double* weights, const FilterContext& context);
+
+}  // namespace streamcca

@@ -1,0 +1,137 @@
+#include "linalg/lapack.h"
+
+#include <algorithm>
+#include <climits>
+#include <string>
+
+#include "core/error.h"
+
+namespace streamcca {
+namespace {
+
+int lapack_int(std::size_t n) {
+  if (n > static_cast<std::size_t>(INT_MAX)) {
+    throw Error(ErrorKind::numeric, "a matrix dimension of " + std::to_string(n) + " exceeds the 32-bit integers of SciPy's LAPACK");
+  }
+  return static_cast<int>(n);
+}
+
+void check(const char* routine, int info) {
+  if (info != 0) {
+    throw Error(ErrorKind::numeric, std::string("LAPACK ") + routine + " failed with info = " + std::to_string(info) +
+                                        "; the moments may hold values that are not finite");
+  }
+}
+
+// d x count, columns in the order largest eigenvalue first, from ascending columns.
+void reverse_columns(Matrix* m) {
+  for (std::size_t i = 0, j = m->cols; i + 1 < j--; ++i) std::swap_ranges(m->column(i), m->column(i) + m->rows, m->column(j));
+}
+
+Matrix leading_by_divide_and_conquer(const Lapack& lapack, const Matrix& a, std::size_t count, std::vector<double>* eigenvalues) {
+  Matrix z = a;
+  int n = lapack_int(a.rows), info = 0, work_size = -1, int_work_size = -1, int_work_query = 0;
+  double work_query = 0;
+  char job = 'V', uplo = 'L';
+  std::vector<double> w(a.rows);
+  lapack.dsyevd(&job, &uplo, &n, z.values.data(), &n, w.data(), &work_query, &work_size, &int_work_query, &int_work_size, &info);
+  work_size = static_cast<int>(work_query);
+  int_work_size = int_work_query;
+  std::vector<double> work(static_cast<std::size_t>(work_size));
+  std::vector<int> int_work(static_cast<std::size_t>(int_work_size));
+  lapack.dsyevd(&job, &uplo, &n, z.values.data(), &n, w.data(), work.data(), &work_size, int_work.data(), &int_work_size, &info);
+  check("dsyevd", info);
+  z.values.erase(z.values.begin(), z.values.end() - static_cast<std::ptrdiff_t>(count * a.rows));
+  z.cols = count;
+  reverse_columns(&z);
+  eigenvalues->assign(w.rbegin(), w.rbegin() + static_cast<std::ptrdiff_t>(count));
+  return z;
+}
+
+}  // namespace
+
+Matrix multiply(const Lapack& lapack, const Matrix& a, bool transpose_a, const Matrix& b, bool transpose_b) {
+  Matrix c(transpose_a ? a.cols : a.rows, transpose_b ? b.rows : b.cols);
+  const std::size_t inner = transpose_a ? a.rows : a.cols;
+  if (c.values.empty() || inner == 0) return c;
+  char ta = transpose_a ? 'T' : 'N', tb = transpose_b ? 'T' : 'N';
+  int m = lapack_int(c.rows), n = lapack_int(c.cols), k = lapack_int(inner);
+  int lda = lapack_int(a.rows), ldb = lapack_int(b.rows);
+  double one = 1, zero = 0;
+  lapack.dgemm(&ta, &tb, &m, &n, &k, &one, const_cast<double*>(a.values.data()), &lda, const_cast<double*>(b.values.data()), &ldb, &zero,
+               c.values.data(), &m);
+  return c;
+}
+
+Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
+  Tridiagonal t;
+  int n = lapack_int(a.rows), info = 0, work_size = -1;
+  char uplo = 'L';
+  t.diagonal.resize(a.rows);
+  t.off_diagonal.resize(a.rows);
+  t.tau.resize(a.rows);
+  double work_query = 0;
+  lapack.dsytrd(&uplo, &n, a.values.data(), &n, t.diagonal.data(), t.off_diagonal.data(), t.tau.data(), &work_query, &work_size, &info);
+  work_size = static_cast<int>(work_query);
+  std::vector<double> work(static_cast<std::size_t>(work_size));
+  lapack.dsytrd(&uplo, &n, a.values.data(), &n, t.diagonal.data(), t.off_diagonal.data(), t.tau.data(), work.data(), &work_size, &info);
+  check("dsytrd", info);
+  t.eigenvalues = t.diagonal;
+  std::vector<double> off = t.off_diagonal;
+  lapack.dsterf(&n, t.eigenvalues.data(), off.data(), &info);
+  check("dsterf", info);
+  t.reflectors = std::move(a);
+  return t;
+}
+
+Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, const Matrix& a, std::size_t count,
+                            std::vector<double>* eigenvalues) {
+  const std::size_t d = a.rows;
+  Matrix z(d, count);
+  eigenvalues->clear();
+  if (count == 0) return z;
+  int n = lapack_int(d), lowest = lapack_int(d - count + 1), highest = n, found = 0, columns = lapack_int(count), try_accurate = 1;
+  int info = 0, work_size = lapack_int(18 * d), int_work_size = lapack_int(10 * d);
+  double unused = 0;
+  char job = 'V', range = 'I';
+  std::vector<double> diagonal = t.diagonal, off = t.off_diagonal, w(d), work(18 * d);
+  std::vector<int> support(2 * count), int_work(10 * d);
+  lapack.dstemr(&job, &range, &n, diagonal.data(), off.data(), &unused, &unused, &lowest, &highest, &found, w.data(), z.values.data(), &n,
+                &columns, support.data(), &try_accurate, work.data(), &work_size, int_work.data(), &int_work_size, &info);
+  if (info != 0 || found != columns) return leading_by_divide_and_conquer(lapack, a, count, eigenvalues);
+
+  char side = 'L', uplo = 'L', plain = 'N';
+  double work_query = 0;
+  work_size = -1;
+  auto* reflectors = const_cast<double*>(t.reflectors.values.data());
+  auto* tau = const_cast<double*>(t.tau.data());
+  lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z.values.data(), &n, &work_query, &work_size, &info);
+  work_size = static_cast<int>(work_query);
+  work.resize(static_cast<std::size_t>(work_size));
+  lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z.values.data(), &n, work.data(), &work_size, &info);
+  check("dormtr", info);
+  reverse_columns(&z);
+  eigenvalues->assign(w.begin(), w.begin() + static_cast<std::ptrdiff_t>(count));
+  std::reverse(eigenvalues->begin(), eigenvalues->end());
+  return z;
+}
+
+Svd thin_svd(const Lapack& lapack, Matrix a) {
+  const std::size_t rank = std::min(a.rows, a.cols);
+  Svd result{Matrix(a.rows, rank), Matrix(rank, a.cols), std::vector<double>(rank)};
+  if (rank == 0) return result;
+  int m = lapack_int(a.rows), n = lapack_int(a.cols), r = lapack_int(rank), info = 0, work_size = -1;
+  char job = 'S';
+  double work_query = 0;
+  std::vector<int> int_work(8 * rank);
+  lapack.dgesdd(&job, &m, &n, a.values.data(), &m, result.s.data(), result.u.values.data(), &m, result.vt.values.data(), &r, &work_query,
+                &work_size, int_work.data(), &info);
+  work_size = static_cast<int>(work_query);
+  std::vector<double> work(static_cast<std::size_t>(work_size));
+  lapack.dgesdd(&job, &m, &n, a.values.data(), &m, result.s.data(), result.u.values.data(), &m, result.vt.values.data(), &r, work.data(),
+                &work_size, int_work.data(), &info);
+  check("dgesdd", info);
+  return result;
+}
+
+}  // namespace streamcca

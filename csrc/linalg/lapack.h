@@ -1,0 +1,56 @@
+// BLAS and LAPACK by function pointer: the binding takes them from SciPy's cython_blas and cython_lapack
+// capsules, so the library links to no BLAS and uses the one (and the threads) that SciPy uses.
+// Fortran calling convention, column-major, 32-bit integers; the binding checks the capsules' signatures.
+#pragma once
+#include <cstddef>
+#include <vector>
+
+namespace streamcca {
+
+struct Lapack {
+  void (*dgemm)(char*, char*, int*, int*, int*, double*, double*, int*, double*, int*, double*, double*, int*);
+  void (*dsytrd)(char*, int*, double*, int*, double*, double*, double*, double*, int*, int*);
+  void (*dsterf)(int*, double*, double*, int*);
+  void (*dstemr)(char*, char*, int*, double*, double*, double*, double*, int*, int*, int*, double*, double*, int*, int*, int*, int*,
+                 double*, int*, int*, int*, int*);
+  void (*dormtr)(char*, char*, char*, int*, int*, double*, int*, double*, double*, int*, double*, int*, int*);
+  void (*dsyevd)(char*, char*, int*, double*, int*, double*, double*, int*, int*, int*, int*);
+  void (*dgesdd)(char*, int*, int*, double*, int*, double*, double*, int*, double*, int*, double*, int*, int*, int*);
+};
+
+// Dense column-major float64 matrix that owns its entries.
+struct Matrix {
+  Matrix() = default;
+  Matrix(std::size_t rows_, std::size_t cols_) : rows(rows_), cols(cols_), values(rows_ * cols_) {}
+  double* column(std::size_t j) { return values.data() + j * rows; }
+  const double* column(std::size_t j) const { return values.data() + j * rows; }
+
+  std::size_t rows = 0;
+  std::size_t cols = 0;
+  std::vector<double> values;
+};
+
+// op(a) * op(b), where op transposes if the flag says so.
+Matrix multiply(const Lapack& lapack, const Matrix& a, bool transpose_a, const Matrix& b, bool transpose_b);
+
+// All eigenvalues of the symmetric matrix a, ascending, and what is needed to get eigenvectors later.
+struct Tridiagonal {
+  Matrix reflectors;  // dsytrd's output, lower triangle
+  std::vector<double> diagonal, off_diagonal, tau;
+  std::vector<double> eigenvalues;  // ascending
+};
+Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a);
+// Eigenvectors of the `count` largest eigenvalues, d x count, largest first; `eigenvalues` gets the values
+// that belong to them. Cost grows with count (relatively robust representations, then one back-transform).
+// `a` is the original matrix, used by another algorithm should the first one report failure.
+Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, const Matrix& a, std::size_t count,
+                            std::vector<double>* eigenvalues);
+
+// Thin singular value decomposition a = u diag(s) vt.
+struct Svd {
+  Matrix u, vt;
+  std::vector<double> s;
+};
+Svd thin_svd(const Lapack& lapack, Matrix a);
+
+}  // namespace streamcca

@@ -1,0 +1,50 @@
+// Truncation of one view: the leading principal directions of its covariance.
+#pragma once
+#include <cstddef>
+#include <vector>
+
+#include "linalg/lapack.h"
+
+namespace streamcca {
+
+// variance: smallest k with sum_{i<=k} s_i^2 >= value * sum s_i^2   (SVCCA paper, main text)
+// nuclear:  smallest k with sum_{i<=k} s_i   >= value * sum s_i     (SVCCA paper, appendix A)
+// rank:     k = value
+// full:     k = numerical rank, of the covariance scaled to unit diagonal (untruncated CCA)
+enum class RuleKind { variance, nuclear, rank, full };
+
+struct Rule {
+  RuleKind kind = RuleKind::full;
+  double value = 0;
+};
+
+// What rounding may have done to a covariance C: independent errors of standard deviation
+// relative * sqrt(raw_i raw_j) in C_ij, where raw is the uncentered second moment (docs/numerics.md).
+struct Uncertainty {
+  double relative = 0;
+  std::vector<double> raw;  // d
+};
+
+// A truncated view in *working coordinates*: neurons divided by `scale` (all ones unless the rule is `full`).
+struct TruncatedView {
+  std::size_t width = 0;
+  std::size_t rank = 0;             // k, directions kept
+  std::size_t numerical_rank = 0;   // eigenvalues above `tolerance`
+  Matrix vectors;                   // d x k, orthonormal
+  std::vector<double> eigenvalues;  // k, descending, of the covariance
+  std::vector<double> scale;        // d; 0 marks a constant neuron, left out
+  double next_eigenvalue = 0;       // the first one not kept, 0 if none
+  double trace = 0;                 // sum of all eigenvalues
+  double share = 1;                 // kept share of the total that the rule looks at
+  double margin = 1;                // distance of the rule's threshold to the nearest share that would change k
+  double tolerance = 0;             // eigenvalues below are taken for rounding
+  double backward_error = 0;        // spectral norm that LAPACK's own rounding may have
+  bool cut_resolved = true;         // false: within rounding, another k would do as well
+  Uncertainty uncertainty;          // in working coordinates
+};
+
+// `covariance` is symmetric d x d. `ridge`, in units of the mean variance of a neuron, is added to its
+// diagonal first. Throws Error if the view is constant or a rank above the numerical one is asked for.
+TruncatedView truncate(const Lapack& lapack, Matrix covariance, Uncertainty uncertainty, Rule rule, double ridge);
+
+}  // namespace streamcca

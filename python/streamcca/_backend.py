@@ -1,0 +1,65 @@
+"""The only module that touches the native extension; nothing above it knows C++."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamcca import _core
+from streamcca._core import (
+    BLOCK_ROWS,
+    COMPILER,
+    Accumulator,
+    TruncatedView,
+    active_isa,
+    isa_levels,
+    openmp_threads,
+    peak_gflops,
+)
+
+__all__ = [
+    "BLOCK_ROWS",
+    "COMPILER",
+    "Accumulator",
+    "FloatArray",
+    "TruncatedView",
+    "active_isa",
+    "correlate",
+    "isa_levels",
+    "openmp_threads",
+    "peak_gflops",
+    "truncate",
+]
+
+FloatArray = npt.NDArray[np.float64]
+
+_LAPACK = ("dsytrd", "dsterf", "dstemr", "dormtr", "dsyevd", "dgesdd")
+_loaded = False
+
+
+def _load_lapack() -> None:
+    # Late, because importing scipy.linalg takes as long as everything else together.
+    global _loaded
+    if not _loaded:
+        from scipy.linalg import cython_blas, cython_lapack
+
+        capsules = {name: cython_lapack.__pyx_capi__[name] for name in _LAPACK}
+        capsules["dgemm"] = cython_blas.__pyx_capi__["dgemm"]
+        _core.load_lapack(capsules)
+        _loaded = True
+
+
+def truncate(
+    covariance: FloatArray, raw: FloatArray, relative: float, rule: str, value: float, ridge: float
+) -> TruncatedView:
+    """Leading directions of one covariance; see csrc/linalg/truncate.h."""
+    _load_lapack()
+    return _core.truncate(covariance, raw, relative, rule, value, ridge)
+
+
+def correlate(x: TruncatedView, y: TruncatedView, cross: FloatArray, side: str) -> dict[str, Any]:
+    """CCA of two truncated views with its error bound; see csrc/linalg/cca.h."""
+    _load_lapack()
+    return _core.correlate(x, y, cross, side)

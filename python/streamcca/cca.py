@@ -1,0 +1,337 @@
+"""SVCCA, CCA and projection-weighted CCA of two views."""
+
+from __future__ import annotations
+
+import warnings as _warnings
+from typing import Any, Literal
+
+from streamcca import _backend
+from streamcca.errors import (
+    AccuracyError,
+    AccuracyWarning,
+    InputError,
+    SampleSizeWarning,
+    StreamCCAWarning,
+    UnderdeterminedError,
+)
+from streamcca.moments import Moments
+from streamcca.results import CCAResult, Truncation
+from streamcca.significance import forced_ones, null_mean
+from streamcca.sources import moments_of
+from streamcca.subspace import Rule, Truncated, parse_rule, truncate_view
+
+Measure = Literal["svcca", "cca", "pwcca"]
+Progress = bool | Literal["auto"]
+
+WARN_ABOVE = 1e-6
+REFUSE_ABOVE = 1e-2
+FULL = Rule("full")
+VARIANCE_99 = Rule("variance", 0.99, 0.99)
+_REMEDY = "truncate more, add a ridge, or accumulate with precision='float64'"
+
+
+def correlate(
+    moments: Moments,
+    x: Truncated,
+    y: Truncated,
+    *,
+    measure: Measure,
+    side: str = "",
+    ridge: float = 0.0,
+    allow_underdetermined: bool = False,
+    allow_inaccurate: bool = False,
+) -> tuple[CCAResult, list[StreamCCAWarning]]:
+    """CCA of two truncated views; returns the result and the warnings that belong to it."""
+    kx, ky, n = x.native.rank, y.native.rank, moments.rows
+    notes = _check_rows(kx, ky, n, allow_underdetermined)
+    cross, _ = moments._covariance(x.view, y.view)
+    numbers = _backend.correlate(x.native, y.native, cross, side)
+
+    bound = numbers["mean_error_bound"]
+    resolved = x.native.cut_resolved and y.native.cut_resolved
+    if bound > REFUSE_ABOVE and not allow_inaccurate:
+        raise AccuracyError(
+            f"views {x.view!r} and {y.view!r}: rounding may have moved the mean correlation by {bound:.1e}, more than "
+            f"{REFUSE_ABOVE:g}; {_REMEDY}, or pass allow_inaccurate=True"
+        )
+    if bound > WARN_ABOVE:
+        notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {bound:.1e}; {_REMEDY}"))
+    if not resolved:
+        notes.append(
+            AccuracyWarning(
+                f"the cut is not resolved: within rounding, ranks next to ({kx}, {ky}) satisfy {x.rule} as well; "
+                "name a rank, or a threshold that does not fall on a share"
+            )
+        )
+    notes += _notes_on_neurons(x) + _notes_on_neurons(y)
+    result = CCAResult(
+        measure=measure,
+        mean=numbers["mean"],
+        correlations=numbers["correlations"],
+        rank_x=kx,
+        rank_y=ky,
+        n=moments.n,
+        width_x=x.native.width,
+        width_y=y.native.width,
+        truncation=Truncation(x.rule, x.native.share, y.native.share, x.native.margin, y.native.margin, resolved),
+        # A rank that could as well be one higher or lower moves the sum of correlations by at most 1.
+        error_bound=min(1.0, bound + (0.0 if resolved else 1.0 / min(kx, ky))),
+        correlation_error_bounds=numbers["correlation_error_bounds"],
+        null_mean=null_mean(kx, ky, n),
+        x_weights=numbers["x_weights"],
+        y_weights=numbers["y_weights"],
+        shares=numbers["shares"],
+        side=side,
+        condition_x=_condition(x),
+        condition_y=_condition(y),
+        numerical_rank_x=x.native.numerical_rank,
+        numerical_rank_y=y.native.numerical_rank,
+        ridge=ridge,
+        precision=moments.precision,
+        warnings=tuple(str(note) for note in notes),
+    )
+    return result, notes
+
+
+def _check_rows(kx: int, ky: int, n: int, allow_underdetermined: bool) -> list[StreamCCAWarning]:
+    if n - 1 <= max(kx, ky):
+        text = (
+            f"n = {n} rows are too few for ({kx}, {ky}) kept directions: with n - 1 <= max(kx, ky) every correlation "
+            "is 1 whatever the data"
+        )
+        if not allow_underdetermined:
+            raise UnderdeterminedError(
+                f"{text}; add rows, keep fewer directions (rank= or a lower share), or pass allow_underdetermined=True"
+            )
+        return [SampleSizeWarning(text)]
+    ones = forced_ones(kx, ky, n)
+    if ones:
+        return [
+            SampleSizeWarning(
+                f"n = {n} rows for ({kx}, {ky}) kept directions force {ones} of the {min(kx, ky)} correlations to 1 "
+                "whatever the data; add rows or keep fewer directions"
+            )
+        ]
+    return []
+
+
+def _notes_on_neurons(side: Truncated) -> list[StreamCCAWarning]:
+    if side.rule.name != "full":
+        return []
+    notes: list[StreamCCAWarning] = []
+    live = side.native.width - side.constant_neurons
+    if side.constant_neurons:
+        notes.append(StreamCCAWarning(f"view {side.view!r}: {side.constant_neurons} constant neurons are left out"))
+    if side.native.numerical_rank < live:
+        notes.append(
+            AccuracyWarning(
+                f"view {side.view!r}: numerical rank {side.native.numerical_rank} of {live} neurons; directions below "
+                "rounding are left out"
+            )
+        )
+    return notes
+
+
+def _condition(side: Truncated) -> float:
+    values = side.native.eigenvalues
+    return float((values[0] / values[-1]) ** 0.5)
+
+
+def _run(
+    data: tuple[Any, ...],
+    measure: Measure,
+    rule: Rule,
+    *,
+    side: str,
+    ridge: float,
+    allow_underdetermined: bool,
+    allow_inaccurate: bool,
+    accumulate: dict[str, Any],
+) -> CCAResult:
+    if not 0 <= ridge < float("inf"):
+        raise InputError(f"ridge: got {ridge!r}, expected a finite number >= 0")
+    moments, a, b = moments_of(data, **accumulate)
+    x = truncate_view(moments, a, rule, rule.x, ridge)
+    y = truncate_view(moments, b, rule, rule.y, ridge)
+    result, notes = correlate(
+        moments,
+        x,
+        y,
+        measure=measure,
+        side=side,
+        ridge=ridge,
+        allow_underdetermined=allow_underdetermined,
+        allow_inaccurate=allow_inaccurate,
+    )
+    for note in notes:
+        _warnings.warn(note, stacklevel=3)
+    return result
+
+
+def svcca(
+    *data: Any,
+    variance: float | None = None,
+    nuclear: float | None = None,
+    rank: int | tuple[int, int] | None = None,
+    ridge: float = 0.0,
+    allow_underdetermined: bool = False,
+    allow_inaccurate: bool = False,
+    precision: str = "auto",
+    nonfinite: str = "raise",
+    threads: int | None = None,
+    progress: Progress = "auto",
+) -> CCAResult:
+    """Singular vector canonical correlation analysis: how alike two representations are.
+
+    Each view is cut to its leading principal directions; the mean canonical correlation of what is
+    left is the similarity.
+
+    Parameters
+    ----------
+    *data
+        ``(moments, 'a', 'b')``, or ``(moments,)`` if it has just two views; ``(X, Y)``, two arrays
+        (n, d) in memory, memory maps, or paths of ``.npy`` files of any size; or ``(batches,)``, an
+        iterable of pairs of arrays.
+    variance, nuclear, rank
+        At most one rule of truncation: the share of the variance (sum of s^2) to keep, the share of the
+        nuclear norm (sum of s), or the number of directions (an int, or one for each side). By default
+        99 % of the variance.
+    ridge : float
+        Added to the diagonal of both covariances, in units of the mean variance of a neuron. Changes
+        the answer and stands in the result; 0 by default, and never added behind the caller's back.
+    allow_underdetermined : bool
+        Return the correlations of 1 that too few rows force instead of refusing.
+    allow_inaccurate : bool
+        Return a result whose error bound is above 0.01 instead of refusing.
+    precision, nonfinite, threads
+        As in `Moments`, for data that are not moments yet.
+    progress : 'auto' or bool
+        Progress bar on stderr for files and iterables; 'auto' shows it on a terminal.
+
+    Returns
+    -------
+    CCAResult
+        ``.mean`` is the similarity.
+
+    Raises
+    ------
+    InputError, DTypeError, NonFiniteError
+        The data cannot be used.
+    UnderdeterminedError
+        n - 1 <= max(kx, ky): every correlation would be 1.
+    AccuracyError
+        The error bound is above 0.01.
+
+    References
+    ----------
+    Raghu, Gilmer, Yosinski & Sohl-Dickstein (2017), "SVCCA: Singular Vector Canonical Correlation
+    Analysis for Deep Learning Dynamics and Interpretability", arXiv 1706.05806.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((1000, 5))
+    >>> y = x @ rng.standard_normal((5, 5))
+    >>> round(svcca(x, y, variance=1.0).mean, 6)
+    1.0
+    """
+    return _run(
+        data,
+        "svcca",
+        parse_rule(variance, nuclear, rank, VARIANCE_99),
+        side="",
+        ridge=ridge,
+        allow_underdetermined=allow_underdetermined,
+        allow_inaccurate=allow_inaccurate,
+        accumulate={"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress},
+    )
+
+
+def cca(
+    *data: Any,
+    variance: float | None = None,
+    nuclear: float | None = None,
+    rank: int | tuple[int, int] | None = None,
+    ridge: float = 0.0,
+    allow_underdetermined: bool = False,
+    allow_inaccurate: bool = False,
+    precision: str = "auto",
+    nonfinite: str = "raise",
+    threads: int | None = None,
+    progress: Progress = "auto",
+) -> CCAResult:
+    """Canonical correlation analysis, by default without truncation.
+
+    Neurons are scaled to unit variance first, so that their units do not matter, and directions
+    below the rounding of the moments are left out (``numerical_rank_x``). Parameters, returned result and
+    errors are those of `svcca`.
+
+    References
+    ----------
+    Hotelling (1936), "Relations between two sets of variates", Biometrika 28; in moment form after
+    Bjorck & Golub (1973), Mathematics of Computation 27.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).standard_normal((1000, 3))
+    >>> round(cca(x, x @ np.diag([1.0, 10.0, 100.0])).mean, 6)
+    1.0
+    """
+    return _run(
+        data,
+        "cca",
+        parse_rule(variance, nuclear, rank, FULL),
+        side="",
+        ridge=ridge,
+        allow_underdetermined=allow_underdetermined,
+        allow_inaccurate=allow_inaccurate,
+        accumulate={"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress},
+    )
+
+
+def pwcca(
+    *data: Any,
+    side: Literal["x", "y"] = "x",
+    variance: float | None = None,
+    nuclear: float | None = None,
+    rank: int | tuple[int, int] | None = None,
+    ridge: float = 0.0,
+    allow_underdetermined: bool = False,
+    allow_inaccurate: bool = False,
+    precision: str = "auto",
+    nonfinite: str = "raise",
+    threads: int | None = None,
+    progress: Progress = "auto",
+) -> CCAResult:
+    """Projection-weighted CCA: correlations weighted by how much of one view they account for.
+
+    The weight of the i-th correlation is sum_j |cov(h_i, z_j)|, over the neurons z_j of the chosen side
+    and its i-th canonical variate h_i. Not symmetric: `side` says whose neurons weigh. By default
+    nothing is truncated. The other parameters, the result and the errors are those of `svcca`.
+
+    Parameters
+    ----------
+    *data
+        As in `svcca`.
+    side : 'x' or 'y'
+        The side whose neurons weigh the correlations.
+
+    References
+    ----------
+    Morcos, Raghu & Bengio (2018), "Insights on representational similarity in neural networks with
+    canonical correlation", arXiv 1806.05759.
+    """
+    if side not in ("x", "y"):
+        raise InputError(f"side: got {side!r}, expected 'x' or 'y'")
+    return _run(
+        data,
+        "pwcca",
+        parse_rule(variance, nuclear, rank, FULL),
+        side=side,
+        ridge=ridge,
+        allow_underdetermined=allow_underdetermined,
+        allow_inaccurate=allow_inaccurate,
+        accumulate={"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress},
+    )

@@ -1,0 +1,162 @@
+"""The `streamcca` command: data on stdout, progress and complaints on stderr.
+
+Exit codes: 0 fine, 1 a self-check failed, 2 usage, 3 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from streamcca.errors import StreamCCAError, StreamCCAWarning
+
+FINE, FAILED, USAGE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="streamcca", description="SVCCA and its family on activations larger than memory."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    compare = commands.add_parser("compare", help="compare two .npy files of rows, of any size")
+    compare.add_argument("x", metavar="A.npy", help="rows of the first view, (n, d) float16, float32 or float64")
+    compare.add_argument("y", metavar="B.npy", help="rows of the second view, in the same order")
+    compare.add_argument("--measure", choices=("svcca", "cca", "pwcca"), default="svcca")
+    rule = compare.add_mutually_exclusive_group()
+    rule.add_argument(
+        "--variance",
+        type=float,
+        metavar="SHARE",
+        help="share of the variance to keep (default 0.99 for svcca)",
+    )
+    rule.add_argument("--nuclear", type=float, metavar="SHARE", help="share of the sum of singular values to keep")
+    rule.add_argument(
+        "--rank",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="number of directions to keep, one or one for each side",
+    )
+    compare.add_argument("--side", choices=("x", "y"), default="x", help="whose neurons weigh the correlations (pwcca)")
+    compare.add_argument("--ridge", type=float, default=0.0, help="in units of the mean variance of a neuron")
+    compare.add_argument("--precision", choices=("auto", "float32", "float64"), default="auto")
+    compare.add_argument("--nonfinite", choices=("raise", "skip"), default="raise", help="rows with NaN or infinity")
+    compare.add_argument("--threads", type=int)
+    compare.add_argument("--plot", metavar="OUT.png", help="draw the correlations (needs matplotlib)")
+    compare.add_argument("--allow-underdetermined", action="store_true")
+    compare.add_argument("--allow-inaccurate", action="store_true")
+    _common(compare)
+
+    demo = commands.add_parser("demo", help="train two small convnets on digits and compare all their layers")
+    demo.add_argument(
+        "--out",
+        default="streamcca-demo",
+        metavar="FOLDER",
+        help="where the pictures go (default %(default)s)",
+    )
+    demo.add_argument("--epochs", type=int, default=8)
+    _common(demo)
+
+    doctor = commands.add_parser("doctor", help="versions, kernels, threads, BLAS, CUDA and a one-second self-check")
+    _common(doctor)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _progress(args: argparse.Namespace) -> Any:
+    return False if args.quiet else "auto"
+
+
+def _print(args: argparse.Namespace, data: Any, text: str) -> None:
+    print(json.dumps(data, indent=2) if args.json else text)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from streamcca import cca, pwcca, svcca
+
+    if args.rank is not None and len(args.rank) > 2:
+        print("streamcca compare: --rank takes one or two numbers", file=sys.stderr)
+        return USAGE
+    rank = None if args.rank is None else args.rank[0] if len(args.rank) == 1 else tuple(args.rank)
+    options: dict[str, Any] = {"side": args.side} if args.measure == "pwcca" else {}
+    result = {"svcca": svcca, "cca": cca, "pwcca": pwcca}[args.measure](
+        args.x,
+        args.y,
+        variance=args.variance,
+        nuclear=args.nuclear,
+        rank=rank,
+        ridge=args.ridge,
+        precision=args.precision,
+        nonfinite=args.nonfinite,
+        threads=args.threads,
+        progress=_progress(args),
+        allow_underdetermined=args.allow_underdetermined,
+        allow_inaccurate=args.allow_inaccurate,
+        **options,
+    )
+    if args.plot:
+        from streamcca.plots import save_figure
+
+        save_figure(result.plot()[0], args.plot)
+    _print(args, result.to_dict(), repr(result))
+    return FINE
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from streamcca.demo import format_demo, run_demo
+
+    result = run_demo(args.out, epochs=args.epochs, progress=_progress(args))
+    _print(args, result.to_dict(), format_demo(result))
+    return FINE
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from streamcca.doctor import format_report, report
+
+    result = report()
+    _print(args, result, format_report(result))
+    return FINE if result["self_check"]["passed"] else FAILED
+
+
+def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(f"streamcca: warning: {message}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(version("streamcca"))
+        return FINE
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    command = {"compare": _compare, "demo": _demo, "doctor": _doctor}[args.command]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", StreamCCAWarning)
+            warnings.showwarning = _show_warning
+            return command(args)
+    except ImportError as error:
+        print(f"streamcca: {error}", file=sys.stderr)
+        return USAGE
+    except (StreamCCAError, OSError) as error:
+        own = isinstance(error, OSError) and isinstance(error, StreamCCAError)
+        print(f"streamcca: {getattr(error, 'strerror', error) if own else error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("streamcca: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,244 @@
+"""All layer pairs of two models in one pass over the data."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from streamcca.cca import FULL, VARIANCE_99, Measure, Progress, correlate
+from streamcca.errors import InputError, StreamCCAWarning
+from streamcca.layers import Layers
+from streamcca.moments import Moments, NonFinite, Precision
+from streamcca.results import CCAResult, LayerComparison
+from streamcca.rows import RowRule, check_rule, choose_pooling, describe_rows
+from streamcca.sources import progress_bar
+from streamcca.subspace import Rule, parse_rule, truncate_view
+from streamcca.watch import LayerTap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+Forward = Callable[[Any, Any], Any]
+_ROWS_OF_A_TENSOR = 256
+
+
+def compare(
+    model_a: Module,
+    model_b: Module,
+    loader: Iterable[Any],
+    layers: Layers = None,
+    *,
+    layers_b: Layers = None,
+    measure: Measure = "svcca",
+    variance: float | None = None,
+    nuclear: float | None = None,
+    rank: int | tuple[int, int] | None = None,
+    side: str = "x",
+    ridge: float = 0.0,
+    rows: RowRule = "auto",
+    forward: Forward | None = None,
+    precision: Precision = "auto",
+    nonfinite: NonFinite = "raise",
+    device: str | None = None,
+    threads: int | None = None,
+    progress: Progress = "auto",
+    allow_underdetermined: bool = False,
+    allow_inaccurate: bool = False,
+) -> LayerComparison:
+    """Compare every layer of one model with every layer of another, in one pass over the data.
+
+    Parameters
+    ----------
+    model_a, model_b : torch.nn.Module
+        The models; the same object twice compares a model's layers with each other. Both run in eval mode
+        without gradients, and get their mode back.
+    loader : iterable
+        Batches: a tensor, a tuple or list whose first item is the input, or a mapping of keyword
+        arguments (labels are left out). Both models see each batch. A tensor instead of a loader is cut into
+        batches.
+    layers, layers_b
+        Layers of both models, or of `model_b` where they differ; see `watch`.
+    measure : 'svcca', 'cca' or 'pwcca'
+    variance, nuclear, rank, ridge, allow_underdetermined, allow_inaccurate
+        As in `svcca`; without a rule SVCCA keeps 99 % of the variance, CCA and PWCCA everything.
+    side : 'x' or 'y'
+        For PWCCA: whose neurons weigh, those of `model_a` or of `model_b`.
+    rows : 'auto', 'positions', 'tokens' or 'pool'
+        What a row is, the same for all layers; see `watch`. The result's ``.rows`` says what was used.
+    forward : callable ``(model, batch) -> anything``, optional
+        How to run a model on a batch, if the above does not fit.
+    precision, nonfinite, device, threads
+        As in `Moments`; ``device='cpu'`` copies rows that are elsewhere.
+    progress : 'auto' or bool
+        Progress bar on stderr; 'auto' shows it on a terminal.
+
+    Returns
+    -------
+    LayerComparison
+        ``.matrix`` holds the similarities, ``[layer_a, layer_b]`` a full result.
+
+    Raises
+    ------
+    LayerError
+        A layer does not exist, was never called, or returns no tensor.
+    InputError
+        The loader is empty, or the rows of two layers do not belong together.
+
+    Examples
+    --------
+    >>> import torch
+    >>> a, b = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)
+    >>> net_a, net_b = torch.nn.Sequential(a, torch.nn.ReLU()), torch.nn.Sequential(b, torch.nn.ReLU())
+    >>> compare(net_a, net_b, torch.randn(500, 8)).matrix.shape
+    (2, 2)
+    """
+    check_rule(rows)
+    rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
+    _check_measure(measure, side)
+    taps = (
+        LayerTap(model_a, layers, device),
+        LayerTap(model_b, layers if layers_b is None else layers_b, device),
+    )
+    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
+    moments = _accumulate(taps, (model_a, model_b), loader, forward or _call, rows, options, progress)
+    for tap in taps:
+        tap.report_never_called()
+    names = [[name for name in tap.modules if name in tap.called] for tap in taps]
+    results = _all_pairs(
+        moments,
+        names,
+        rule,
+        {
+            "measure": measure,
+            "side": side if measure == "pwcca" else "",
+            "ridge": ridge,
+            "allow_underdetermined": allow_underdetermined,
+            "allow_inaccurate": allow_inaccurate,
+        },
+    )
+    grids = {f"{i}{name}": grid for i, tap in enumerate(taps) for name, grid in tap.grids.items()}
+    return LayerComparison(
+        measure=measure,
+        layers_a=tuple(names[0]),
+        layers_b=tuple(names[1]),
+        results=results,
+        n=moments.n,
+        rows=describe_rows(grids, bool(taps[0].pooled)),
+    )
+
+
+def _check_measure(measure: str, side: str) -> None:
+    if measure not in ("svcca", "cca", "pwcca"):
+        raise InputError(f"measure: got {measure!r}, expected 'svcca', 'cca' or 'pwcca'")
+    if side not in ("x", "y"):
+        raise InputError(f"side: got {side!r}, expected 'x' or 'y'")
+
+
+@contextlib.contextmanager
+def eval_mode(*models: Module) -> Iterator[None]:
+    """Run models in eval mode without gradients; every module gets its own mode back, come what may."""
+    import torch
+
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        # Not inference_mode: buffers that a model or a loader caches meanwhile could never be trained with.
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _call(model: Any, batch: Any) -> Any:
+    device = next((p.device for p in model.parameters()), None)
+    if isinstance(batch, Mapping):
+        arguments = {k: _move(v, device) for k, v in batch.items() if k not in ("label", "labels")}
+        return model(**arguments)
+    if isinstance(batch, list | tuple):
+        batch = batch[0]
+    return model(_move(batch, device))
+
+
+def _move(value: Any, device: Any) -> Any:
+    return value.to(device) if device is not None and hasattr(value, "to") else value
+
+
+def _accumulate(
+    taps: tuple[LayerTap, LayerTap],
+    models: tuple[Module, Module],
+    loader: Any,
+    forward: Forward,
+    rows: RowRule,
+    options: dict[str, Any],
+    progress: Progress,
+) -> Moments:
+    moments: Moments | None = None
+    if hasattr(loader, "split") and hasattr(loader, "movedim"):
+        loader = loader.split(_ROWS_OF_A_TENSOR)
+    total = len(loader) if hasattr(loader, "__len__") else None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(eval_mode(*models))
+        for tap in taps:
+            stack.callback(tap.detach)
+            tap.attach()
+        bar = stack.enter_context(progress_bar(progress, total, "batch", "compare"))
+        for batch in loader:
+            forward(models[0], batch)
+            if models[1] is not models[0]:
+                forward(models[1], batch)
+            batch_rows = _take(taps, rows)
+            if moments is None:
+                moments = _new_moments(batch_rows, options)
+            moments.update(batch_rows)
+            bar.update(1)
+    if moments is None:
+        raise InputError("the loader is empty; expected at least one batch")
+    return moments
+
+
+def _take(taps: tuple[LayerTap, LayerTap], rows: RowRule) -> dict[str, Tensor]:
+    grids = {f"{name} of model {'ab'[i]}": grid for i, tap in enumerate(taps) for name, grid in tap.grids.items()}
+    pooled = choose_pooling(grids, rows)
+    return {f"{'ab'[i]}:{name}": x for i, tap in enumerate(taps) for name, x in tap.take(pooled).items()}
+
+
+def _new_moments(batch_rows: Mapping[str, Tensor], options: dict[str, Any]) -> Moments:
+    if not {name[0] for name in batch_rows} == {"a", "b"}:
+        raise InputError("no layer of one of the models was called in its forward pass; choose other layers=")
+    a = [name for name in batch_rows if name.startswith("a:")]
+    b = [name for name in batch_rows if name.startswith("b:")]
+    pairs = [(name, name) for name in batch_rows] + [(x, y) for x in a for y in b]
+    return Moments({name: int(x.shape[1]) for name, x in batch_rows.items()}, pairs=pairs, **options)
+
+
+def _all_pairs(
+    moments: Moments, names: list[list[str]], rule: Rule, options: dict[str, Any]
+) -> tuple[tuple[CCAResult, ...], ...]:
+    ridge = options["ridge"]
+    views_a = [truncate_view(moments, f"a:{name}", rule, rule.x, ridge) for name in names[0]]
+    views_b = [truncate_view(moments, f"b:{name}", rule, rule.y, ridge) for name in names[1]]
+    seen: Counter[type[StreamCCAWarning]] = Counter()
+    example: dict[type[StreamCCAWarning], str] = {}
+    results = []
+    for x in views_a:
+        row = []
+        for y in views_b:
+            result, notes = correlate(moments, x, y, **options)
+            row.append(result)
+            for note in notes:
+                seen[type(note)] += 1
+                example.setdefault(type(note), f"{x.view} and {y.view}: {note}")
+        results.append(tuple(row))
+    # One warning a kind, not one a cell; every cell keeps its own in .warnings.
+    for kind, count in seen.items():
+        warnings.warn(
+            kind(f"{example[kind]} (and {count - 1} more such notes, see .warnings of each result)"),
+            stacklevel=3,
+        )
+    return tuple(results)

@@ -1,0 +1,449 @@
+"""Streamed, mergeable first and second moments of several aligned views."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from streamcca import store
+from streamcca._backend import Accumulator, FloatArray
+from streamcca._memory import check_memory
+from streamcca.errors import DeviceError, InputError
+
+Pairs = Literal["all", "self"] | Iterable[tuple[str, str]]
+Precision = Literal["auto", "float32", "float64"]
+NonFinite = Literal["raise", "skip", "propagate"]
+
+
+class Moments:
+    """Count, means and second central moments of views whose rows arrive in batches.
+
+    Rows are samples. All views see the same rows in the same order; one pass gives the covariance
+    of every wanted pair. Batches may have any size: the numbers do not depend, not by a bit, on how
+    the rows were cut into batches, nor on the number of threads.
+
+    Parameters
+    ----------
+    views : mapping of str to int
+        Name and width (number of neurons) of each view.
+    pairs : 'all', 'self' or iterable of (str, str)
+        Which second moments are formed: every pair and each view with itself, only each view with
+        itself, or exactly the pairs listed (list ``(a, a)`` too where its covariance is wanted).
+    precision : 'auto', 'float32' or 'float64'
+        Type in which products are formed; sums over blocks are always float64. 'auto' takes float64
+        if the first batch has float64 rows, float32 otherwise. 'float64' is exact to rounding for
+        every input type and costs about twice the time.
+    nonfinite : 'raise', 'skip' or 'propagate'
+        What to do with a row that holds NaN or infinity in any view: refuse the batch, leave the row
+        out of all views (counted in `skipped`), or let it through.
+    device : None or 'cpu'
+        Where the moments live. This build has CPU kernels only.
+    threads : int, optional
+        Threads for the kernels; by default what OpenMP would use.
+
+    Raises
+    ------
+    InputError
+        A width, a pair or an option makes no sense.
+    DeviceError
+        A CUDA device is asked for.
+    MemoryLimitError
+        The moments would not fit into the available memory.
+
+    Notes
+    -----
+    The state of a pair is n, the shifts c and e, the sums of x - c and y - e and the sum of
+    (x - c)(y - e)', in float64, merged by the pairwise update of Chan, Golub & LeVeque (1983). An
+    object may be updated from several threads; the order of their batches is then theirs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> m = Moments({"a": 2})
+    >>> m.update(a=np.array([[1.0, 2.0], [3.0, 6.0]]))
+    >>> m.mean("a")
+    array([2., 4.])
+    >>> m.covariance("a", ddof=0)
+    array([[1., 2.],
+           [2., 4.]])
+    """
+
+    def __init__(
+        self,
+        views: Mapping[str, int],
+        pairs: Pairs = "all",
+        precision: Precision = "auto",
+        nonfinite: NonFinite = "raise",
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        _check_device(device)
+        self._views = _checked_views(views)
+        self._pairs = _pair_list(list(self._views), pairs)
+        self._precision: Precision = precision
+        self._nonfinite: NonFinite = nonfinite
+        self._threads = threads
+        if threads is not None and threads < 1:
+            raise InputError(f"threads: got {threads}, expected at least 1, or None for all")
+        need = state_bytes(self._views, self._pairs)
+        check_memory(
+            need,
+            f"moments of {len(self._views)} views and {len(self._pairs)} pairs",
+            "watch fewer layers, ask for fewer pairs=, or pool wide layers",
+        )
+        self._ids_checksum: dict[str, int] = {}
+        self._core = self._new_core()
+
+    def _new_core(self) -> Accumulator:
+        names = list(self._views)
+        index = {name: i for i, name in enumerate(names)}
+        pairs = [(index[a], index[b]) for a, b in self._pairs]
+        return Accumulator(
+            names, list(self._views.values()), pairs, self._precision, self._nonfinite, self._threads or 0
+        )
+
+    # ------------------------------------------------------------------ rows in
+
+    def update(
+        self,
+        batch: Mapping[str, Any] | None = None,
+        /,
+        *,
+        weights: Any = None,
+        ids: Any = None,
+        **arrays: Any,
+    ) -> None:
+        """Add one batch of rows.
+
+        Parameters
+        ----------
+        batch : mapping of str to array, optional
+            One array (n, width) per view: NumPy, torch, or anything with ``__dlpack__`` in CPU memory;
+            float16, bfloat16, float32 or float64; any strides. Views may also be given as keywords.
+        weights : array (n,), optional
+            Weights >= 0, counting rows: a row of weight 2 is two rows, one of weight 0 is absent.
+        ids : array (n,) of int, or mapping of str to such arrays, optional
+            Row identities. Given per view they must agree row by row, which catches loaders that
+            shuffle differently; a running checksum of each view is kept in `ids_checksum`.
+
+        Raises
+        ------
+        InputError, DTypeError, NonFiniteError, DeviceError
+            The batch is refused as a whole and the state is unchanged.
+        KeyboardInterrupt
+            Ctrl-C is honored between blocks; the rows before it stay counted, and `rows` says how many.
+        """
+        given = {**(batch or {}), **arrays}
+        if given.keys() != self._views.keys():
+            self._refuse_names(given)
+        checksums = self._checked_ids(ids, given)
+        if weights is not None:
+            weights = np.asarray(weights, dtype=np.float64)
+            if weights.ndim != 1:
+                raise InputError(f"weights: got an array of shape {weights.shape}, expected one weight a row")
+        self._core.update([given[name] for name in self._views], weights)
+        self._ids_checksum.update(checksums)
+
+    def _refuse_names(self, given: Mapping[str, Any]) -> None:
+        missing = [name for name in self._views if name not in given]
+        if missing:
+            raise InputError(
+                f"update: got no rows for view {missing[0]!r}; every batch must hold all views "
+                f"({', '.join(map(repr, self._views))})"
+            )
+        self._check_view(next(name for name in given if name not in self._views))
+
+    def _checked_ids(self, ids: Any, given: Mapping[str, Any]) -> dict[str, int]:
+        if ids is None:
+            return {}
+        per_view = ids if isinstance(ids, Mapping) else dict.fromkeys(self._views, ids)
+        result: dict[str, int] = {}
+        first: tuple[str, np.ndarray[Any, Any]] | None = None
+        for name, values in per_view.items():
+            self._check_view(name)
+            array = np.asarray(values)
+            if array.dtype.kind not in "iu" or array.shape != (len(given[name]),):
+                raise InputError(
+                    f"ids of view {name!r}: got {array.dtype} of shape {array.shape}, expected one integer for "
+                    f"each of the {len(given[name])} rows"
+                )
+            array = np.ascontiguousarray(array, dtype="<i8")
+            if first is None:
+                first = (name, array)
+            elif not np.array_equal(array, first[1]):
+                row = int(np.flatnonzero(array != first[1])[0])
+                raise InputError(
+                    f"ids of views {first[0]!r} and {name!r} differ first in row {row} of the batch "
+                    f"({first[1][row]} and {array[row]}); give both views the same samples in the same order "
+                    "(one loader, or shuffle=False)"
+                )
+            result[name] = zlib.crc32(array.tobytes(), self._ids_checksum.get(name, 0))
+        return result
+
+    def merge(self, other: Moments) -> None:
+        """Add all rows of `other`, as if they had been rows of this object.
+
+        Exact algebra, also between different shifts; an object without rows is the identity.
+
+        Raises
+        ------
+        InputError
+            The views, their order or the pairs differ.
+        """
+        if not isinstance(other, Moments):
+            raise InputError(f"merge: got {type(other).__name__}, expected Moments")
+        own_rows, other_rows = self.rows, other.rows
+        self._core.merge(other._core)
+        if own_rows == 0:
+            self._ids_checksum = dict(other._ids_checksum)
+        elif other_rows:
+            self._ids_checksum = {}  # the checksum of a merged order would mean nothing
+
+    def reset(self) -> None:
+        """Forget all rows; the configuration stays."""
+        self._core.reset()
+        self._ids_checksum = {}
+
+    def copy(self) -> Moments:
+        """Return an independent copy, pending rows included."""
+        twin = object.__new__(Moments)
+        twin.__dict__.update(self.__dict__)
+        twin._views = dict(self._views)
+        twin._ids_checksum = dict(self._ids_checksum)
+        twin._core = self._core.copy()
+        return twin
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Moments:
+        return self.copy()
+
+    # ------------------------------------------------------------------ numbers out
+
+    @property
+    def n(self) -> int | float:
+        """Number of rows; with weights, the sum of the weights (an int where it is whole)."""
+        weight = self._core.weight
+        return int(weight) if weight.is_integer() else weight
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of weight above zero."""
+        return self._core.rows
+
+    @property
+    def skipped(self) -> int:
+        """Number of rows left out because they held NaN or infinity (`nonfinite='skip'`)."""
+        return self._core.skipped
+
+    @property
+    def views(self) -> dict[str, int]:
+        """Name and width of each view."""
+        return dict(self._views)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs whose second moments are formed."""
+        return list(self._pairs)
+
+    @property
+    def precision(self) -> str:
+        """Type in which products are formed: 'float32' or 'float64', 'auto' before the first batch."""
+        return self._core.products if self._core.started else self._precision
+
+    @property
+    def ids_checksum(self) -> dict[str, int]:
+        """CRC-32 of the row ids seen so far, per view; equal for equal ids in equal order."""
+        return dict(self._ids_checksum)
+
+    @property
+    def relative_rounding(self) -> float:
+        """Standard deviation of the rounding error of a second moment, relative to sqrt(S_ii S_jj)."""
+        return self._core.relative_rounding()
+
+    def mean(self, view: str) -> FloatArray:
+        """Return the mean row (width,) of a view, float64."""
+        self._check_view(view)
+        self._check_rows(0)
+        return self._core.mean(list(self._views).index(view))
+
+    def covariance(self, view: str, other: str | None = None, ddof: float = 1) -> FloatArray:
+        """Return the covariance of two views, or of one with itself.
+
+        Parameters
+        ----------
+        view, other : str
+            Rows and columns of the result; `other` defaults to `view`.
+        ddof : float
+            The divisor is n - ddof.
+
+        Returns
+        -------
+        array (width of view, width of other), float64
+        """
+        return self._covariance(view, view if other is None else other, ddof)[0]
+
+    def _covariance(self, view: str, other: str, ddof: float = 1) -> tuple[FloatArray, FloatArray]:
+        """Covariance and, for a view with itself, the uncentered second moments of its neurons."""
+        self._check_view(view)
+        self._check_view(other)
+        self._check_rows(ddof)
+        if (view, other) in self._pairs:
+            return self._core.covariance(self._pairs.index((view, other)), ddof)
+        if (other, view) in self._pairs:
+            values, raw = self._core.covariance(self._pairs.index((other, view)), ddof)
+            return values.T, raw
+        raise InputError(
+            f"the covariance of {view!r} and {other!r} was not accumulated; construct Moments with "
+            f"pairs='all' or with ({view!r}, {other!r}) among the pairs"
+        )
+
+    def _check_view(self, view: str) -> None:
+        if view not in self._views:
+            raise InputError(unknown_name("view", view, self._views))
+
+    def _check_rows(self, ddof: float) -> None:
+        if self.rows == 0:
+            raise InputError("the moments have seen no rows yet; call update first")
+        if self.n <= ddof:
+            raise InputError(f"n = {self.n} rows leave nothing to divide by with ddof = {ddof}; add rows")
+
+    # ------------------------------------------------------------------ files
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as ``{'meta': plain values, 'tensors': name -> array}``.
+
+        Pending rows are included: an object restored from it goes on to the same bits.
+        """
+        return store.pack_state(
+            self._core.save(),
+            {
+                "views": dict(self._views),
+                "pairs": [list(pair) for pair in self._pairs],
+                "precision": self._precision,
+                "nonfinite": self._nonfinite,
+                "ids_checksum": dict(self._ids_checksum),
+            },
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the rows of this object by those of a `state_dict`.
+
+        Raises
+        ------
+        InputError
+            The state belongs to other views, pairs or precision; this object is unchanged.
+        """
+        core_state, config = store.unpack_state(state)
+        mine = {"views": self._views, "pairs": [list(p) for p in self._pairs], "precision": self._precision}
+        for key, value in mine.items():
+            if config[key] != value:
+                raise InputError(
+                    f"load_state_dict: the state has {key} {config[key]!r}, expected {value!r}; construct "
+                    "Moments alike, or use Moments.load"
+                )
+        core = self._new_core()
+        core.restore(core_state)
+        self._core = core
+        self._ids_checksum = {str(k): int(v) for k, v in config["ids_checksum"].items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file, atomically: the file is complete, or as it was before.
+
+        The file is safetensors with a checksum for every array; nothing in it is executed on load.
+
+        Raises
+        ------
+        StorageError
+            The file cannot be written (no space, no permission); an earlier file is untouched.
+        """
+        store.write_state(path, self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> Moments:
+        """Read a file written by `save`.
+
+        Raises
+        ------
+        MissingFileError
+            There is no such file.
+        StateFileError
+            The file is damaged, truncated, foreign, or of a newer version.
+        """
+        return cls._from_state(store.read_state(path), threads)
+
+    @classmethod
+    def _from_state(cls, state: Mapping[str, Any], threads: int | None = None) -> Moments:
+        _, config = store.unpack_state(state)
+        moments = cls(
+            config["views"],
+            [(a, b) for a, b in config["pairs"]],
+            precision=config["precision"],
+            nonfinite=config["nonfinite"],
+            threads=threads,
+        )
+        moments.load_state_dict(state)
+        return moments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Moments._from_state, (self.state_dict(), self._threads))
+
+    def __repr__(self) -> str:
+        views = ", ".join(f"{name!r}: {width}" for name, width in self._views.items())
+        return f"Moments(n={self.n}, views={{{views}}}, pairs={len(self._pairs)}, precision={self.precision!r})"
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Sentence about an unknown name, with the known names that come closest."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"there are {', '.join(map(repr, names[:12]))}"
+    return f"there is no {kind} {name!r}; {hint}"
+
+
+def state_bytes(views: Mapping[str, int], pairs: Iterable[tuple[str, str]]) -> int:
+    """Bytes that the second moments of these pairs take."""
+    return sum(8 * views[a] * (views[a] + 1) // 2 if a == b else 8 * views[a] * views[b] for a, b in pairs)
+
+
+def _check_device(device: str | None) -> None:
+    if device in (None, "cpu"):
+        return
+    if str(device).startswith("cuda"):
+        raise DeviceError(
+            f"device: got {device!r}, but this build of streamcca has no CUDA kernels; use device='cpu' and "
+            "move rows there with .cpu()"
+        )
+    raise InputError(f"device: got {device!r}, expected None or 'cpu'")
+
+
+def _checked_views(views: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(views, Mapping) or not views:
+        raise InputError(f"views: got {views!r}, expected a mapping from name to width, such as {{'a': 512}}")
+    for name, width in views.items():
+        if not isinstance(name, str) or not isinstance(width, int | np.integer) or width < 1:
+            raise InputError(f"views: got {name!r}: {width!r}, expected a name and a width of at least 1")
+    return {name: int(width) for name, width in views.items()}
+
+
+def _pair_list(names: list[str], pairs: Pairs) -> list[tuple[str, str]]:
+    if isinstance(pairs, str):
+        if pairs == "self":
+            return [(name, name) for name in names]
+        if pairs == "all":
+            return [(a, b) for i, a in enumerate(names) for b in names[i:]]
+        raise InputError(f"pairs: got {pairs!r}, expected 'all', 'self' or pairs of view names")
+    result: list[tuple[str, str]] = []
+    for pair in pairs:
+        a, b = pair
+        for name in (a, b):
+            if name not in names:
+                raise InputError("pairs: " + unknown_name("view", name, names))
+        if (a, b) not in result and (b, a) not in result:
+            result.append((a, b))
+    return result

@@ -1,0 +1,254 @@
+"""What the measures return: frozen, printable, plottable, JSON-able."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamcca._backend import FloatArray
+from streamcca.subspace import Rule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What was kept of both views, and how clear the choice was.
+
+    Attributes
+    ----------
+    rule : Rule
+        The rule and its value on each side.
+    share_x, share_y : float
+        Share of the total that is kept.
+    margin_x, margin_y : float
+        Distance of the threshold to the nearest share that would have given another rank.
+    resolved : bool
+        False if, within rounding, another rank would do as well.
+    """
+
+    rule: Rule
+    share_x: float
+    share_y: float
+    margin_x: float
+    margin_y: float
+    resolved: bool
+
+    def __str__(self) -> str:
+        return str(self.rule)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CCAResult:
+    """Canonical correlations of two views, with the reasons to trust them.
+
+    Attributes
+    ----------
+    measure : str
+        'svcca', 'cca' or 'pwcca'.
+    mean : float
+        The similarity, in [0, 1], high for alike: mean of the min(kx, ky) correlations; for PWCCA the
+        mean weighted by `shares`.
+    correlations : array (m,)
+        Canonical correlations, decreasing, m = min(kx, ky).
+    rank_x, rank_y : int
+        Directions kept of each view, kx and ky.
+    n : int or float
+        Number of rows (sum of weights).
+    width_x, width_y : int
+        Neurons of each view.
+    truncation : Truncation
+        The rule, the kept shares and the margins.
+    error_bound : float
+        How far rounding, conditioning and an unresolved cut can have moved `mean`. First-order, with
+        eight standard deviations of a calibrated error model; not a proof (docs/numerics.md).
+    correlation_error_bounds : array (m,)
+        The same for each correlation.
+    null_mean : float
+        What unrelated representations of this n, kx and ky score on average.
+    x_weights, y_weights : array (d, m)
+        Canonical weights in the original neurons: (x - mean) @ x_weights has unit variances, and its
+        correlations with (y - mean) @ y_weights are `correlations`.
+    shares : array (m,)
+        Weight of each correlation in `mean`.
+    side : str
+        Whose neurons weigh the correlations of PWCCA, 'x' or 'y'; '' for the other measures.
+    condition_x, condition_y : float
+        Condition number of what is kept of each view: ratio of its largest to its smallest standard
+        deviation, after scaling to unit variances if nothing was truncated.
+    numerical_rank_x, numerical_rank_y : int
+        Directions that stand above rounding.
+    ridge : float
+        The caller's ridge, in units of the mean variance of a neuron.
+    precision : str
+        Type in which products were formed.
+    warnings : tuple of str
+        What a reader of the number should know.
+    """
+
+    measure: str
+    mean: float
+    correlations: FloatArray
+    rank_x: int
+    rank_y: int
+    n: int | float
+    width_x: int
+    width_y: int
+    truncation: Truncation
+    error_bound: float
+    correlation_error_bounds: FloatArray
+    null_mean: float
+    x_weights: FloatArray
+    y_weights: FloatArray
+    shares: FloatArray
+    side: str
+    condition_x: float
+    condition_y: float
+    numerical_rank_x: int
+    numerical_rank_y: int
+    ridge: float
+    precision: str
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    @property
+    def distance(self) -> float:
+        """1 - mean."""
+        return 1 - self.mean
+
+    def to_dict(self, weights: bool = False) -> dict[str, Any]:
+        """Return plain values that JSON can hold; the d x m weights only if asked for."""
+        result: dict[str, Any] = {}
+        for item in fields(self):
+            if item.name in ("x_weights", "y_weights") and not weights:
+                continue
+            result[item.name] = plain(getattr(self, item.name))
+        return result
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw the correlations in order, with the range that chance alone would give."""
+        from streamcca.plots import plot_spectrum
+
+        return plot_spectrum(self, ax=ax)
+
+    def __repr__(self) -> str:
+        name = self.measure.upper() + (f" ({self.side} side)" if self.side else "")
+        return (
+            f"{name} {self.mean:.6f} +- {self.error_bound:.1e} (chance {self.null_mean:.4f}), "
+            f"{self.truncation}: {self.rank_x} of {self.width_x} and {self.rank_y} of {self.width_y}, n={self.n}"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerComparison:
+    """Similarity of every layer of one model with every layer of another.
+
+    Attributes
+    ----------
+    measure : str
+        The measure in the cells.
+    layers_a, layers_b : tuple of str
+        Layer names of model a (rows) and b (columns).
+    results : tuple of tuple of CCAResult
+        One result per cell.
+    n : int
+        Number of rows that every cell rests on.
+    rows : str
+        What a row is: 'samples', 'positions', 'tokens', 'samples (averaged over positions)', ...
+    """
+
+    measure: str
+    layers_a: tuple[str, ...]
+    layers_b: tuple[str, ...]
+    results: tuple[tuple[CCAResult, ...], ...] = field(repr=False)
+    n: int | float
+    rows: str
+
+    def _matrix(self, attribute: str) -> FloatArray:
+        return np.array([[getattr(cell, attribute) for cell in row] for row in self.results], dtype=np.float64)
+
+    @property
+    def matrix(self) -> FloatArray:
+        """Similarities, (layers of a) x (layers of b)."""
+        return self._matrix("mean")
+
+    @property
+    def null_matrix(self) -> FloatArray:
+        """Chance level of each cell."""
+        return self._matrix("null_mean")
+
+    @property
+    def error_bounds(self) -> FloatArray:
+        """Error bound of each cell."""
+        return self._matrix("error_bound")
+
+    def __getitem__(self, layers: tuple[str, str]) -> CCAResult:
+        a, b = layers
+        return self.results[self.layers_a.index(a)][self.layers_b.index(b)]
+
+    def table(self) -> str:
+        """Return the matrix as text, with the kept ranks of every layer, n and the chance levels."""
+        ranks_a = [row[0].rank_x for row in self.results]
+        ranks_b = [cell.rank_y for cell in self.results[0]]
+        head = [f"{name} [{rank}]" for name, rank in zip(self.layers_b, ranks_b, strict=True)]
+        side = [f"{name} [{rank}]" for name, rank in zip(self.layers_a, ranks_a, strict=True)]
+        width = max(13, *(len(text) for text in head)) + 2
+        left = max(len(text) for text in side)
+        lines = [" " * left + "".join(text.rjust(width) for text in head)]
+        for text, row in zip(side, self.results, strict=True):
+            cells = (f"{cell.mean:.3f} ({cell.null_mean:.3f})" for cell in row)
+            lines.append(text.ljust(left) + "".join(cell.rjust(width) for cell in cells))
+        lines.append(
+            f"{self.measure.upper()} of n = {self.n} {self.rows}; [directions kept], (chance level); "
+            f"largest error bound {self.error_bounds.max():.1e}"
+        )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {
+            "measure": self.measure,
+            "layers_a": list(self.layers_a),
+            "layers_b": list(self.layers_b),
+            "n": self.n,
+            "rows": self.rows,
+            "matrix": self.matrix.tolist(),
+            "null_matrix": self.null_matrix.tolist(),
+            "error_bounds": self.error_bounds.tolist(),
+            "results": [[cell.to_dict() for cell in row] for row in self.results],
+        }
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw the matrix as a heat map, origin at the lower left."""
+        from streamcca.plots import plot_matrix
+
+        return plot_matrix(self, ax=ax)
+
+    def __repr__(self) -> str:
+        return (
+            f"LayerComparison({self.measure}, {len(self.layers_a)} x {len(self.layers_b)} layers, "
+            f"n={self.n} {self.rows}, similarity {self.matrix.min():.3f} to {self.matrix.max():.3f})"
+        )
+
+
+def plain(value: Any) -> Any:
+    """Turn arrays, rules and NumPy scalars into lists, dicts and Python numbers."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Truncation | Rule):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,274 @@
+"""Activations in, moments out: arrays, memory maps, files larger than memory, iterables of batches."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from streamcca._backend import BLOCK_ROWS
+from streamcca.errors import DTypeError, InputError, MissingFileError, StateFileError
+from streamcca.moments import Moments
+
+# Large enough for sequential reads at full speed, small enough to be read from the cache a moment later.
+_CHUNK_BYTES = 8 << 20
+
+
+class RowSource(Protocol):
+    """Rows that are read in chunks."""
+
+    name: str
+    rows: int
+    width: int
+    row_bytes: int
+
+    def read(self, first: int, count: int) -> Any:
+        """Return rows [first, first + count); valid until the next call."""
+
+
+class ArraySource:
+    """An array in memory, read whole; a memory map, read in chunks whose pages are given back."""
+
+    def __init__(self, array: Any, name: str) -> None:
+        self.name = name
+        self.array = array
+        shape = getattr(array, "shape", (0, 1))
+        # A wrong number of dimensions or kind of object is refused by the update, with the view's name.
+        self.rows = int(shape[0]) if len(shape) else 0
+        self.width = int(shape[-1]) if len(shape) else 1
+        self.row_bytes = self.width * int(getattr(getattr(array, "dtype", None), "itemsize", 8))
+        self._last: Any = None
+
+    @property
+    def mapped(self) -> bool:
+        """Whether pages of a file are behind the array."""
+        return isinstance(self.array, np.memmap)
+
+    def read(self, first: int, count: int) -> Any:
+        """Return a slice, and drop the pages of the one before."""
+        if self._last is not None:
+            _drop_pages(self._last)
+        self._last = self.array[first : first + count] if self.mapped else None
+        return self.array[first : first + count]
+
+
+def _drop_pages(chunk: np.memmap[Any, Any]) -> None:
+    """Give the pages of a chunk back; otherwise a mapped file ends up in the resident set as a whole.
+
+    Safe for shared mappings only: in a copy-on-write map it would throw away the caller's changes.
+    """
+    if chunk.mode == "c" or not chunk.size:
+        return
+    mapped: mmap.mmap = chunk._mmap  # type: ignore[attr-defined]
+    base = np.frombuffer(mapped, dtype=np.uint8)
+    lowest, highest = np.lib.array_utils.byte_bounds(chunk)
+    start = (lowest - base.ctypes.data) // mmap.PAGESIZE * mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, start, min(highest - base.ctypes.data, base.size) - start)
+
+
+class NpyFile:
+    """A ``.npy`` file of any size, read by chunks into one buffer.
+
+    Not a memory map: a truncated file gives a sentence instead of SIGBUS, and the resident set stays small.
+
+    Raises
+    ------
+    MissingFileError, StateFileError, DTypeError, InputError
+        The file is missing; damaged, truncated or not .npy; of a type or shape that cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str) -> None:
+        self.path = Path(path)
+        self.name = name
+        if not self.path.is_file():
+            raise MissingFileError(errno.ENOENT, f"view {name!r}: there is no file {self.path}")
+        self._file = self.path.open("rb")
+        try:
+            shape, self._fortran, self._dtype = self._read_header()
+            self._check(shape)
+        except BaseException:
+            self._file.close()
+            raise
+        self.rows, self.width = shape
+        self.row_bytes = self.width * self._dtype.itemsize
+        self._buffer = np.empty((0, self.width), dtype=self._dtype)
+
+    def _read_header(self) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+        try:
+            version = np.lib.format.read_magic(self._file)
+            reader = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
+            return reader[version](self._file)
+        except (ValueError, KeyError) as error:
+            raise StateFileError(
+                f"view {self.name!r}: {self.path} is not a readable .npy file ({error}); write it with numpy.save"
+            ) from None
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 2:
+            raise InputError(
+                f"view {self.name!r}: {self.path} holds an array of shape {shape}, expected rows as (n, width)"
+            )
+        if self._dtype.kind != "f" or self._dtype.itemsize not in (2, 4, 8):
+            raise DTypeError(
+                f"view {self.name!r}: {self.path} holds {self._dtype}, expected float16, float32 or float64; "
+                "convert it first"
+            )
+        self._start = self._file.tell()
+        need = self._start + shape[0] * shape[1] * self._dtype.itemsize
+        size = os.fstat(self._file.fileno()).st_size
+        if size != need:
+            state = "truncated" if size < need else "longer than its header says"
+            raise StateFileError(
+                f"view {self.name!r}: {self.path} is {state} ({size} bytes, expected {need}); write it again"
+            )
+
+    def read(self, first: int, count: int) -> Any:
+        """Read rows into the buffer and return it."""
+        if self._fortran:
+            columns = np.memmap(self.path, self._dtype, "r", self._start, (self.rows, self.width), "F")
+            return self._native(np.array(columns[first : first + count]))
+        if len(self._buffer) < count:
+            self._buffer = np.empty((count, self.width), dtype=self._dtype)
+        view = self._buffer[:count].reshape(-1).view(np.uint8).data
+        self._file.seek(self._start + first * self.row_bytes)
+        done = 0
+        while done < len(view):
+            got = self._file.readinto(view[done:])
+            if not got:
+                raise StateFileError(f"view {self.name!r}: {self.path} became shorter while it was read")
+            done += got
+        return self._native(self._buffer[:count])
+
+    def _native(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return rows if self._dtype.isnative else rows.astype(self._dtype.newbyteorder("="))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def open_source(data: Any, name: str) -> RowSource:
+    """Return a source of rows for an array, a memory map or a path."""
+    return NpyFile(data, name) if isinstance(data, str | os.PathLike) else ArraySource(data, name)
+
+
+def progress_bar(progress: Any, total: int | None, unit: str, description: str) -> Any:
+    """Return a tqdm bar on stderr; silent without a terminal unless asked for, or if tqdm is absent."""
+    wanted = sys.stderr.isatty() if progress == "auto" else bool(progress)
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        if wanted and progress != "auto":
+            raise ImportError("progress=True needs tqdm; install streamcca[cli]") from None
+        return _NoBar()
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, disable=not wanted, file=sys.stderr)
+
+
+class _NoBar:
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, _: int) -> None:
+        pass
+
+
+def _chunks(sources: list[RowSource], rows: int) -> Iterator[tuple[int, int]]:
+    if not any(isinstance(s, NpyFile) or (isinstance(s, ArraySource) and s.mapped) for s in sources):
+        yield 0, rows
+        return
+    step = max(BLOCK_ROWS, _CHUNK_BYTES // max(1, *(s.row_bytes for s in sources)) // BLOCK_ROWS * BLOCK_ROWS)
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def accumulate_sources(sources: list[RowSource], progress: Any, **options: Any) -> Moments:
+    """Stream aligned sources into the moments of all their pairs."""
+    rows = sources[0].rows
+    for source in sources:
+        if source.rows != rows:
+            raise InputError(
+                f"view {source.name!r}: got {source.rows} rows, expected {rows} as in view {sources[0].name!r}; every "
+                "view must see the same rows in the same order"
+            )
+    moments = Moments({source.name: source.width for source in sources}, **options)
+    with progress_bar(progress, rows, "row", "accumulate") as bar:
+        for first, count in _chunks(sources, rows):
+            moments.update({source.name: source.read(first, count) for source in sources})
+            bar.update(count)
+    return moments
+
+
+def _accumulate_batches(batches: Iterable[Any], progress: Any, **options: Any) -> Moments:
+    moments: Moments | None = None
+    with progress_bar(progress, None, "row", "accumulate") as bar:
+        for i, batch in enumerate(batches):
+            try:
+                x, y = batch
+            except (TypeError, ValueError):
+                raise InputError(f"batch {i}: got {type(batch).__name__}, expected a pair (x, y) of arrays") from None
+            if moments is None:
+                views = {name: ArraySource(array, name).width for name, array in (("x", x), ("y", y))}
+                moments = Moments(views, **options)
+            moments.update(x=x, y=y)
+            bar.update(len(x))
+    if moments is None:
+        raise InputError("the iterable of batches is empty; expected pairs (x, y) of arrays with at least one row")
+    return moments
+
+
+def moments_of(
+    data: tuple[Any, ...],
+    *,
+    precision: Any = "auto",
+    nonfinite: Any = "raise",
+    threads: int | None = None,
+    progress: Any = "auto",
+) -> tuple[Moments, str, str]:
+    """Return moments and the two view names, for everything that the measures accept as data."""
+    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
+    if data and isinstance(data[0], Moments):
+        return _views_of(data[0], data[1:])
+    if (
+        len(data) == 1
+        and not hasattr(data[0], "shape")
+        and isinstance(data[0], Iterable)
+        and not isinstance(data[0], str)
+    ):
+        moments = _accumulate_batches(data[0], progress, **options)
+    elif len(data) == 2:
+        sources: list[RowSource] = []
+        try:
+            for array, name in zip(data, ("x", "y"), strict=True):
+                sources.append(open_source(array, name))
+            moments = accumulate_sources(sources, progress, **options)
+        finally:
+            for source in sources:
+                if isinstance(source, NpyFile):
+                    source.close()
+    else:
+        raise InputError(
+            "data: expected (moments, 'a', 'b'), two arrays or .npy paths (X, Y), or one iterable of (x, y) batches"
+        )
+    if moments.rows == 0:
+        raise InputError("the data hold no rows; expected at least 2")
+    return moments, "x", "y"
+
+
+def _views_of(moments: Moments, names: tuple[Any, ...]) -> tuple[Moments, str, str]:
+    if not names and len(moments.views) == 2:
+        names = tuple(moments.views)
+    if len(names) != 2 or not all(isinstance(name, str) for name in names):
+        raise InputError(f"name two of the views {', '.join(map(repr, moments.views))}: measure(moments, 'a', 'b')")
+    return moments, names[0], names[1]

@@ -1,0 +1,161 @@
+"""Files of moments: safetensors, checksummed, written atomically, loaded without running anything."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamcca._backend import active_isa
+from streamcca.errors import MissingFileError, StateFileError, StorageError
+
+FORMAT = "streamcca.moments"
+FORMAT_VERSION = 1
+_CORE_LISTS = ("shift", "sums", "pending", "moments")
+
+
+# ---------------------------------------------------------------------- state <-> flat tensors
+
+
+def pack_state(core: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Flatten the native state and the configuration into ``{'meta', 'tensors'}``."""
+    core = dict(core)
+    tensors: dict[str, np.ndarray[Any, Any]] = {"roots": core.pop("roots")}
+    for key in _CORE_LISTS:
+        for i, array in enumerate(core.pop(key)):
+            tensors[f"{key}.{i}"] = array
+    made_by = {"streamcca": version("streamcca"), "isa": active_isa()}
+    return {
+        "meta": {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "made_by": made_by,
+            "config": config,
+            "state": core,
+        },
+        "tensors": tensors,
+    }
+
+
+def unpack_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inverse of `pack_state`: native state and configuration."""
+    try:
+        meta, tensors = state["meta"], state["tensors"]
+        if meta["format"] != FORMAT:
+            raise StateFileError(f"state: got format {meta['format']!r}, expected {FORMAT!r}")
+        if meta["version"] > FORMAT_VERSION:
+            raise StateFileError(
+                f"state: format version {meta['version']} is newer than {FORMAT_VERSION}; update streamcca"
+            )
+        core = dict(meta["state"])
+        core["roots"] = tensors["roots"]
+        for key in _CORE_LISTS:
+            count = sum(name.startswith(f"{key}.") for name in tensors)
+            core[key] = [tensors[f"{key}.{i}"] for i in range(count)]
+        return core, dict(meta["config"])
+    except (KeyError, TypeError) as error:
+        raise StateFileError(
+            f"state: not a state of streamcca moments ({error!r} is missing or of another kind)"
+        ) from None
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _digest(meta: str, checksums: str) -> str:
+    return hashlib.sha256(f"{meta}\n{checksums}".encode()).hexdigest()
+
+
+def _checksum(array: np.ndarray[Any, Any]) -> str:
+    header = f"{array.dtype.str}{array.shape}".encode()
+    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(header)):08x}"
+
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write a state dict; see `Moments.save`."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(array) for name, array in state["tensors"].items()}
+    meta = json.dumps(state["meta"], sort_keys=True)
+    checksums = json.dumps({name: _checksum(array) for name, array in tensors.items()}, sort_keys=True)
+    header = {"format": FORMAT, "meta": meta, "checksums": checksums, "digest": _digest(meta, checksums)}
+    write_atomically(Path(path), save(tensors, metadata=header))
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and verify a file written by `write_state`; see `Moments.load`."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(errno.ENOENT, f"{path}: there is no such file of saved moments")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise StateFileError(
+                    f"{path}: a safetensors file, but not of streamcca moments; expected one written by Moments.save"
+                )
+            _verify_header(path, header)
+            checksums = json.loads(header["checksums"])
+            if set(file.keys()) != set(checksums):
+                raise StateFileError(f"{path}: damaged, its list of arrays does not match; restore it from a copy")
+            tensors = {name: file.get_tensor(name) for name in checksums}
+    except SafetensorError as error:
+        raise StateFileError(
+            f"{path}: damaged, truncated or not a file of saved moments ({error}); restore it from a copy"
+        ) from None
+    for name, array in tensors.items():
+        if _checksum(array) != checksums[name]:
+            raise StateFileError(f"{path}: damaged, the checksum of {name!r} does not match; restore it from a copy")
+    return {"meta": json.loads(header["meta"]), "tensors": tensors}
+
+
+def _verify_header(path: Path, header: Mapping[str, str]) -> None:
+    missing = {"meta", "checksums", "digest"} - header.keys()
+    if missing or _digest(header["meta"], header["checksums"]) != header["digest"]:
+        raise StateFileError(f"{path}: damaged, the checksum of its header does not match; restore it from a copy")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds either all of it or what it held before.
+
+    Temporary name in the same folder, fsync, rename, fsync of the folder.
+    """
+    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(
+            error.errno,
+            f"{path}: cannot write {len(content)} bytes ({error.strerror}); make room or choose another folder, "
+            "what is in memory and the file that was there are untouched",
+        ) from error
+    finally:
+        # After the rename there is nothing left to remove; before it, also Ctrl-C leaves nothing behind.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

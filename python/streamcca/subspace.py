@@ -1,0 +1,184 @@
+"""Truncation: the leading principal directions of one view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from streamcca import _backend
+from streamcca._backend import FloatArray, TruncatedView
+from streamcca.errors import InputError, StreamCCAError
+from streamcca.moments import Moments
+
+RuleName = Literal["variance", "nuclear", "rank", "full"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How many directions to keep: a share of the variance or of the nuclear norm, or a number.
+
+    Attributes
+    ----------
+    name : 'variance', 'nuclear', 'rank' or 'full'
+        'variance' keeps the fewest directions with sum s_i^2 >= value * sum s^2 (SVCCA paper, main
+        text), 'nuclear' the fewest with sum s_i >= value * sum s (its appendix A), 'rank' a given
+        number, 'full' all down to the numerical rank (no truncation).
+    x, y : float
+        The value for each side; they differ for ranks at most.
+    """
+
+    name: RuleName
+    x: float = 0
+    y: float = 0
+
+    def __str__(self) -> str:
+        if self.name == "full":
+            return "no truncation"
+        value = f"{self.x:g}" if self.x == self.y else f"({self.x:g}, {self.y:g})"
+        return f"{self.name}={value}"
+
+
+def parse_rule(variance: Any, nuclear: Any, rank: Any, default: Rule) -> Rule:
+    """Turn the keywords of the public functions into a rule."""
+    given = {k: v for k, v in (("variance", variance), ("nuclear", nuclear), ("rank", rank)) if v is not None}
+    if len(given) > 1:
+        raise InputError(f"truncation: got {' and '.join(given)}, expected only one of variance, nuclear and rank")
+    if rank is not None:
+        x, y = rank if isinstance(rank, tuple) and len(rank) == 2 else (rank, rank)
+        for value in (x, y):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise InputError(f"rank: got {rank!r}, expected an integer of at least 1, or a pair of them")
+        return Rule("rank", int(x), int(y))
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, float | int | np.floating) or not 0 < value <= 1:
+            raise InputError(f"{name}: got {value!r}, expected a share above 0 and at most 1, such as 0.99")
+        return Rule("variance" if name == "variance" else "nuclear", float(value), float(value))
+    return default
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """Leading principal directions of one view.
+
+    Attributes
+    ----------
+    rank : int
+        Number k of directions kept.
+    mean : array (d,)
+        Mean row.
+    vectors : array (d, k)
+        Orthonormal principal directions (right singular vectors of the centered rows), largest first.
+    singular_values : array (k,)
+        Singular values of the centered rows, decreasing; squared and divided by n - 1 they are the
+        variances along the directions.
+    total_variance : float
+        Trace of the covariance (ddof 1): the variance of all neurons together.
+    n : int or float
+        Number of rows (sum of weights).
+    rule : Rule
+        What decided the rank.
+    share : float
+        Share of the total that is kept, in the terms of the rule (of s for 'nuclear', else of s^2).
+    margin : float
+        How far the threshold is from the nearest share at which another rank would have been chosen.
+    numerical_rank : int
+        Directions that stand above rounding.
+    """
+
+    rank: int
+    mean: FloatArray
+    vectors: FloatArray
+    singular_values: FloatArray
+    total_variance: float
+    n: int | float
+    rule: Rule
+    share: float
+    margin: float
+    numerical_rank: int
+
+    def __repr__(self) -> str:
+        return f"Subspace(rank={self.rank} of {len(self.mean)}, {self.rule}, share={self.share:.6f}, n={self.n})"
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """A view after truncation, in the form that `correlate` takes."""
+
+    view: str
+    rule: Rule
+    native: TruncatedView = field(repr=False)
+
+    @property
+    def constant_neurons(self) -> int:
+        """Neurons left out because they do not vary; known only where nothing else is truncated."""
+        return int(np.count_nonzero(self.native.scale == 0))
+
+
+def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: float = 0.0) -> Truncated:
+    """Truncate one view; `value` is the rule's value for this side."""
+    covariance, raw = moments._covariance(view, view)
+    if not np.isfinite(covariance).all():
+        raise InputError(f"view {view!r}: the moments are not finite, since rows with NaN were let through")
+    try:
+        native = _backend.truncate(covariance, raw, moments.relative_rounding, rule.name, float(value), ridge)
+    except StreamCCAError as error:
+        raise type(error)(f"view {view!r}: {error}") from None
+    return Truncated(view, rule, native)
+
+
+def truncate(
+    moments: Moments,
+    view: str | None = None,
+    *,
+    variance: float | None = None,
+    nuclear: float | None = None,
+    rank: int | None = None,
+) -> Subspace:
+    """Find the leading principal directions of a view.
+
+    Parameters
+    ----------
+    moments : Moments
+        Moments that hold the covariance of the view.
+    view : str, optional
+        Name of the view; may be left out if there is only one.
+    variance, nuclear, rank : float, float, int
+        At most one: share of the variance (sum of s^2) to keep, share of the nuclear norm (sum of s),
+        or number of directions. By default 99 % of the variance.
+
+    Returns
+    -------
+    Subspace
+
+    Raises
+    ------
+    InputError
+        The view is unknown or constant, has no covariance, or lacks the rank asked for.
+
+    Examples
+    --------
+    >>> m = Moments({"a": 3})
+    >>> m.update(a=np.diag([3.0, 2.0, 1.0]))
+    >>> truncate(m, "a", rank=1).rank
+    1
+    """
+    if view is None:
+        if len(moments.views) != 1:
+            raise InputError(f"truncate: name one of the views {', '.join(map(repr, moments.views))}")
+        view = next(iter(moments.views))
+    rule = parse_rule(variance, nuclear, rank, Rule("variance", 0.99, 0.99))
+    native = truncate_view(moments, view, rule, rule.x).native
+    return Subspace(
+        rank=native.rank,
+        mean=moments.mean(view),
+        vectors=native.vectors,
+        singular_values=np.sqrt(native.eigenvalues * (moments.n - 1)),
+        total_variance=native.trace,
+        n=moments.n,
+        rule=rule,
+        share=native.share,
+        margin=native.margin,
+        numerical_rank=native.numerical_rank,
+    )
