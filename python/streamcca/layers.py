@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from streamcca.errors import InputError, LayerError
-from streamcca.moments import unknown_name
+from streamcca.views import unknown_name
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +12,9 @@ import numpy as np
 from streamcca import store
 from streamcca._backend import Accumulator, FloatArray
 from streamcca._memory import check_memory
-from streamcca.errors import DeviceError, InputError
+from streamcca.errors import InputError
+from streamcca.views import Pairs, check_device, checked_views, pair_list, state_bytes, unknown_name
 
-Pairs = Literal["all", "self"] | Iterable[tuple[str, str]]
 Precision = Literal["auto", "float32", "float64"]
 NonFinite = Literal["raise", "skip", "propagate"]
 
@@ -82,9 +81,9 @@ class Moments:
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
-        _check_device(device)
-        self._views = _checked_views(views)
-        self._pairs = _pair_list(list(self._views), pairs)
+        check_device(device)
+        self._views = checked_views(views)
+        self._pairs = pair_list(list(self._views), pairs)
         self._precision: Precision = precision
         self._nonfinite: NonFinite = nonfinite
         self._threads = threads
@@ -396,54 +395,3 @@ class Moments:
     def __repr__(self) -> str:
         views = ", ".join(f"{name!r}: {width}" for name, width in self._views.items())
         return f"Moments(n={self.n}, views={{{views}}}, pairs={len(self._pairs)}, precision={self.precision!r})"
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Sentence about an unknown name, with the known names that come closest."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"there are {', '.join(map(repr, names[:12]))}"
-    return f"there is no {kind} {name!r}; {hint}"
-
-
-def state_bytes(views: Mapping[str, int], pairs: Iterable[tuple[str, str]]) -> int:
-    """Bytes that the second moments of these pairs take."""
-    return sum(8 * views[a] * (views[a] + 1) // 2 if a == b else 8 * views[a] * views[b] for a, b in pairs)
-
-
-def _check_device(device: str | None) -> None:
-    if device in (None, "cpu"):
-        return
-    if str(device).startswith("cuda"):
-        raise DeviceError(
-            f"device: got {device!r}, but this build of streamcca has no CUDA kernels; use device='cpu' and "
-            "move rows there with .cpu()"
-        )
-    raise InputError(f"device: got {device!r}, expected None or 'cpu'")
-
-
-def _checked_views(views: Mapping[str, int]) -> dict[str, int]:
-    if not isinstance(views, Mapping) or not views:
-        raise InputError(f"views: got {views!r}, expected a mapping from name to width, such as {{'a': 512}}")
-    for name, width in views.items():
-        if not isinstance(name, str) or not isinstance(width, int | np.integer) or width < 1:
-            raise InputError(f"views: got {name!r}: {width!r}, expected a name and a width of at least 1")
-    return {name: int(width) for name, width in views.items()}
-
-
-def _pair_list(names: list[str], pairs: Pairs) -> list[tuple[str, str]]:
-    if isinstance(pairs, str):
-        if pairs == "self":
-            return [(name, name) for name in names]
-        if pairs == "all":
-            return [(a, b) for i, a in enumerate(names) for b in names[i:]]
-        raise InputError(f"pairs: got {pairs!r}, expected 'all', 'self' or pairs of view names")
-    result: list[tuple[str, str]] = []
-    for pair in pairs:
-        a, b = pair
-        for name in (a, b):
-            if name not in names:
-                raise InputError("pairs: " + unknown_name("view", name, names))
-        if (a, b) not in result and (b, a) not in result:
-            result.append((a, b))
-    return result

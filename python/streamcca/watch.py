@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamcca.errors import InputError, LayerError, StreamCCAWarning
 from streamcca.layers import Layers, is_explicit, select_layers
-from streamcca.moments import Moments, NonFinite, Pairs, Precision
+from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.rows import (
     Grid,
     RowRule,
@@ -19,6 +19,7 @@ from streamcca.rows import (
     output_tensor,
     to_rows,
 )
+from streamcca.views import Pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
