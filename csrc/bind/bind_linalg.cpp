@@ -132,15 +132,17 @@ void bind_linalg(py::module_& m) {
       .def_readonly("width", &TruncatedView::width)
       .def_readonly("rank", &TruncatedView::rank)
       .def_readonly("numerical_rank", &TruncatedView::numerical_rank)
-      .def_readonly("next_eigenvalue", &TruncatedView::next_eigenvalue)
-      .def_readonly("trace", &TruncatedView::trace)
+      .def_property_readonly("trace", [](const TruncatedView& v) { return v.trace * v.unit * v.unit; })
       .def_readonly("share", &TruncatedView::share)
       .def_readonly("margin", &TruncatedView::margin)
       .def_readonly("cut_resolved", &TruncatedView::cut_resolved)
       .def_property_readonly("vectors", [](const TruncatedView& v) { return to_array(Matrix(v.vectors)); })
       .def_property_readonly("eigenvalues",
                              [](const TruncatedView& v) {
-                               return to_array(std::vector<double>(v.eigenvalues), {static_cast<py::ssize_t>(v.eigenvalues.size())});
+                               std::vector<double> values = v.eigenvalues;
+                               for (double& value : values) value *= v.unit * v.unit;
+                               const auto size = static_cast<py::ssize_t>(values.size());
+                               return to_array(std::move(values), {size});
                              })
       .def_property_readonly("scale", [](const TruncatedView& v) {
         return to_array(std::vector<double>(v.scale), {static_cast<py::ssize_t>(v.scale.size())});

@@ -31,7 +31,7 @@ void add_block(Rounding* rounding, Products products, double rows, double weight
   const double unit = unit_of(products);
   const double chain = 0.3 * std::sqrt(rows) * unit * weight;
   rounding->variance += square(chain) + square(0.6 * unit * weight) / rows + square(0.5 * kUnit64 * total);
-  rounding->systematic += 0.03 * chain;
+  rounding->systematic += 0.1 * chain;
 }
 
 Rows borrow(const std::vector<double>& values, std::size_t rows, std::size_t width) {

@@ -9,6 +9,7 @@ namespace {
 
 constexpr double kUnit = 1.1102230246251565e-16;  // 2^-53
 constexpr double kSafety = 8;                     // standard deviations
+constexpr double kSvdBackward = 16;               // of the final SVD, in unit roundoffs times k^(1/2)
 constexpr int kProbes = 12;
 
 double square(double x) { return x * x; }
@@ -150,13 +151,22 @@ void widen_clusters(const std::vector<double>& rho, std::vector<double>* deviati
   }
 }
 
+// Correlations within their error of 1 are cut off there, so their errors all point down and do not average out.
+double clipping_bias(const std::vector<double>& rho, const std::vector<double>& deviations, const std::vector<double>& shares) {
+  double bias = 0;
+  for (std::size_t i = 0; i < rho.size(); ++i) {
+    if (1 - rho[i] < 3 * deviations[i]) bias += shares[i] * deviations[i];
+  }
+  return bias;
+}
+
 }  // namespace
 
 ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross, const Cca& cca,
                        const std::vector<double>& shares) {
   const Side sx(lapack, x, cca.x_weights, cca.x_coordinates), sy(lapack, y, cca.y_weights, cca.y_coordinates);
   const std::size_t m = cca.correlations.size();
-  const double floor = 4 * kUnit * std::sqrt(static_cast<double>(std::max(x.rank, y.rank)));
+  const double floor = kSvdBackward * kUnit * std::sqrt(static_cast<double>(std::max(x.rank, y.rank)));
 
   ErrorBound bound;
   std::vector<double> deviations(m);
@@ -173,7 +183,7 @@ ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const Trunc
                           own_variance(sy, sx, cross, true, cca, shares, sy.size) +
                           own_variance(sx, sy, cross, false, cca, shares, x_solver) +
                           own_variance(sy, sx, cross, true, cca, shares, y_solver);
-  bound.mean = std::min(1.0, kSafety * std::sqrt(variance) + floor);
+  bound.mean = std::min(1.0, kSafety * std::sqrt(variance) + clipping_bias(cca.correlations, deviations, shares) + floor);
   return bound;
 }
 

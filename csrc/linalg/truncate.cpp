@@ -47,7 +47,16 @@ std::vector<double> scale_to_unit_diagonal(Matrix* c, Uncertainty* uncertainty) 
 // Spectral norm of a symmetric random matrix with standard deviations relative * sqrt(raw_i raw_j).
 double noise_norm(const Uncertainty& u) {
   if (u.raw.empty()) return 0;
-  return 2 * u.relative * std::sqrt(*std::max_element(u.raw.begin(), u.raw.end()) * sum(u.raw));
+  return 2 * u.relative * std::sqrt(*std::max_element(u.raw.begin(), u.raw.end()) * sum(u.raw));  // raw is of order 1 here
+}
+
+// By one power of two, exactly, to a mean variance of about 1: so that squares and quotients of eigenvalues
+// further on can neither overflow nor vanish, whatever the unit of the rows.
+std::vector<double> scale_to_order_one(Matrix* c, Uncertainty* uncertainty, double trace) {
+  const double unit = std::exp2(std::nearbyint(0.5 * std::log2(trace / static_cast<double>(c->rows))));
+  for (double& entry : c->values) entry = entry / unit / unit;
+  for (double& raw : uncertainty->raw) raw = raw / unit / unit;
+  return std::vector<double>(c->rows, unit);
 }
 
 struct Cut {
@@ -119,7 +128,8 @@ TruncatedView truncate(const Lapack& lapack, Matrix covariance, Uncertainty unce
   if (rule.kind == RuleKind::full) {
     view.scale = scale_to_unit_diagonal(&covariance, &view.uncertainty);
   } else {
-    view.scale.assign(view.width, 1.0);
+    view.scale = scale_to_order_one(&covariance, &view.uncertainty, variance);
+    view.unit = view.scale.front();
   }
 
   const Tridiagonal t = tridiagonalize(lapack, covariance);
@@ -130,6 +140,7 @@ TruncatedView truncate(const Lapack& lapack, Matrix covariance, Uncertainty unce
   view.numerical_rank =
       static_cast<std::size_t>(std::count_if(descending.begin(), descending.end(), [&](double value) { return value > view.tolerance; }));
 
+  if (view.numerical_rank == 0) throw Error(ErrorKind::numeric, "no direction stands above rounding; accumulate with precision='float64'");
   const Cut cut = choose(rule, descending, view.numerical_rank, view.trace);
   view.rank = cut.rank;
   view.share = cut.share;

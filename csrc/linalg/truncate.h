@@ -25,14 +25,17 @@ struct Uncertainty {
   std::vector<double> raw;  // d
 };
 
-// A truncated view in *working coordinates*: neurons divided by `scale` (all ones unless the rule is `full`).
+// A truncated view in *working coordinates*: neurons divided by `scale`. That is one power of two, `unit`, for
+// all neurons, or for the rule `full` the deviation of each (and `unit` 1). All numbers here are in working
+// coordinates; eigenvalues and trace times unit^2 are those of the covariance.
 struct TruncatedView {
   std::size_t width = 0;
   std::size_t rank = 0;             // k, directions kept
   std::size_t numerical_rank = 0;   // eigenvalues above `tolerance`
   Matrix vectors;                   // d x k, orthonormal
-  std::vector<double> eigenvalues;  // k, descending, of the covariance
+  std::vector<double> eigenvalues;  // k, descending
   std::vector<double> scale;        // d; 0 marks a constant neuron, left out
+  double unit = 1;
   double next_eigenvalue = 0;       // the first one not kept, 0 if none
   double trace = 0;                 // sum of all eigenvalues
   double share = 1;                 // kept share of the total that the rule looks at

@@ -322,7 +322,8 @@ class Moments:
         return store.pack_state(
             self._core.save(),
             {
-                "views": dict(self._views),
+                # A list, since the arrays are numbered in this order.
+                "views": [[name, width] for name, width in self._views.items()],
                 "pairs": [list(pair) for pair in self._pairs],
                 "precision": self._precision,
                 "nonfinite": self._nonfinite,
@@ -339,7 +340,11 @@ class Moments:
             The state belongs to other views, pairs or precision; this object is unchanged.
         """
         core_state, config = store.unpack_state(state)
-        mine = {"views": self._views, "pairs": [list(p) for p in self._pairs], "precision": self._precision}
+        mine = {
+            "views": [[name, width] for name, width in self._views.items()],
+            "pairs": [list(pair) for pair in self._pairs],
+            "precision": self._precision,
+        }
         for key, value in mine.items():
             if config[key] != value:
                 raise InputError(
@@ -380,7 +385,7 @@ class Moments:
     def _from_state(cls, state: Mapping[str, Any], threads: int | None = None) -> Moments:
         _, config = store.unpack_state(state)
         moments = cls(
-            config["views"],
+            dict(config["views"]),
             [(a, b) for a, b in config["pairs"]],
             precision=config["precision"],
             nonfinite=config["nonfinite"],

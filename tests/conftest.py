@@ -1,0 +1,68 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+
+import streamcca as sc
+from streamcca import _backend
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+LEVELS = _backend.isa_levels()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(1729)
+
+
+@pytest.fixture(params=LEVELS)
+def isa(request, monkeypatch):
+    """Every instruction-set level that this machine can run; a level forced from outside is kept."""
+    forced = os.environ.get("STREAMCCA_ISA")
+    if forced and forced != request.param:
+        pytest.skip(f"STREAMCCA_ISA={forced} is set for the whole run")
+    monkeypatch.setenv("STREAMCCA_ISA", request.param)
+    return request.param
+
+
+@pytest.fixture
+def decaying(rng):
+    """Make views with a decaying spectrum and shared signals: decaying(n, dx, dy, power)."""
+
+    def make(n, dx, dy, power=0.7, shared=10, noise=0.3):
+        latent = rng.standard_normal((n, shared))
+        views = []
+        for d in (dx, dy):
+            scale = np.arange(1, d + 1) ** -power
+            own = rng.standard_normal((n, d))
+            own[:, : min(shared, d)] += latent[:, : min(shared, d)] / noise
+            views.append((own * scale) @ np.linalg.qr(rng.standard_normal((d, d)))[0])
+        return views
+
+    return make
+
+
+def bits(m: sc.Moments) -> list[bytes]:
+    """All numbers of some moments, as bytes."""
+    numbers = [m.mean(view) for view in m.views] + [m.covariance(a, b) for a, b in m.pairs]
+    return [np.ascontiguousarray(x).tobytes() for x in numbers] + [repr((m.n, m.rows, m.skipped)).encode()]
+
+
+@pytest.fixture
+def same_bits():
+    def check(a: sc.Moments, b: sc.Moments) -> None:
+        assert bits(a) == bits(b)
+
+    return check

@@ -1,0 +1,62 @@
+"""Slow, obvious answers in float64 NumPy on the whole data, or in exact rationals. Nothing of streamcca is used."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+
+def covariance(x, y=None, weights=None, ddof=1):
+    """Two passes: means first."""
+    x = np.asarray(x, dtype=np.float64)
+    y = x if y is None else np.asarray(y, dtype=np.float64)
+    w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=np.float64)
+    mean_x, mean_y = w @ x / w.sum(), w @ y / w.sum()
+    return ((x - mean_x) * w[:, None]).T @ (y - mean_y) / (w.sum() - ddof)
+
+
+def exact_covariance_entry(x, y, ddof=1):
+    """Covariance of two columns in exact rational arithmetic, rounded once at the end."""
+    a, b = [Fraction(float(v)) for v in x], [Fraction(float(v)) for v in y]
+    n = len(a)
+    return float((sum(p * q for p, q in zip(a, b, strict=True)) - sum(a) * sum(b) / n) / (n - ddof))
+
+
+def kept_rank(s, rule, value):
+    """Number of directions that a rule keeps of the singular values s."""
+    parts = {"variance": s**2, "nuclear": s}[rule]
+    shares = np.cumsum(parts) / parts.sum()
+    return int(np.argmax(shares >= value)) + 1
+
+
+def left_vectors(x, rule="full", value=None):
+    """Orthonormal basis (n, k) of the kept part of a view, by SVD of the full centered matrix."""
+    x = np.asarray(x, dtype=np.float64)
+    u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    if rule == "full":
+        k = int(np.sum(s > s[0] * max(x.shape) * np.finfo(float).eps))
+    elif rule == "rank":
+        k = value
+    else:
+        k = kept_rank(s, rule, value)
+    return u[:, :k]
+
+
+def correlations(x, y, rule="full", value=None):
+    """Canonical correlations and both ranks: singular values of Ux' Uy (Bjorck & Golub)."""
+    ux, uy = left_vectors(x, rule, value), left_vectors(y, rule, value)
+    rho = np.clip(np.linalg.svd(ux.T @ uy, compute_uv=False), 0, 1)
+    return rho, ux.shape[1], uy.shape[1]
+
+
+def pwcca(x, y, side="x"):
+    """Weighted mean of correlations after Morcos et al. 2018, from the variates themselves."""
+    if side == "y":
+        return pwcca(y, x)
+    x, y = (np.asarray(v, dtype=np.float64) - np.mean(v, axis=0) for v in (x, y))
+    qx, qy = left_vectors(x), left_vectors(y)
+    u, rho, _ = np.linalg.svd(qx.T @ qy, full_matrices=False)
+    variates = qx @ u
+    weights = np.abs(variates.T @ x).sum(axis=1)
+    return float(weights @ rho / weights.sum())

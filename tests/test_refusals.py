@@ -1,0 +1,284 @@
+"""Bad input to moments: one clear sentence each, and a state that has not moved by a bit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import streamcca as sc
+from streamcca._backend import BLOCK_ROWS
+
+GOOD = np.random.default_rng(0).standard_normal((300, 4))
+
+
+@pytest.fixture(params=[20, 300], ids=["first block pending", "after a block"])
+def moments(request):
+    m = sc.Moments({"a": 4, "b": 4})
+    m.update(a=GOOD[: request.param], b=GOOD[: request.param])
+    return m
+
+
+def with_value(row, column, value, dtype=np.float64):
+    x = GOOD.astype(dtype)
+    x[row, column] = value
+    return x
+
+
+BAD = {
+    "unequal rows": (
+        {"a": GOOD, "b": GOOD[:7]},
+        sc.InputError,
+        r"view 'b': got 7 rows, expected 300 as in view 'a'",
+    ),
+    "wrong width": (
+        {"a": GOOD, "b": GOOD[:, :3]},
+        sc.InputError,
+        r"view 'b': got rows of width 3, expected 4; .*declare",
+    ),
+    "1-D": ({"a": GOOD[0], "b": GOOD}, sc.InputError, r"view 'a': got an array of shape \(4,\), expected .*\(n, width\)"),
+    "3-D": (
+        {"a": GOOD[None], "b": GOOD},
+        sc.InputError,
+        r"view 'a': got an array of shape \(1, 300, 4\), expected rows as \(n, width\)",
+    ),
+    "integers": ({"a": GOOD.astype(int), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype int64, .*astype"),
+    "complex": ({"a": GOOD + 1j, "b": GOOD}, sc.DTypeError, r"view 'a': got dtype complex128, .*x\.real"),
+    "bool": ({"a": GOOD > 0, "b": GOOD}, sc.DTypeError, r"view 'a': got dtype bool"),
+    "long double": ({"a": GOOD.astype(np.longdouble), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype float128|longdouble"),
+    "big-endian": ({"a": GOOD.astype(">f8"), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype >f8.*newbyteorder"),
+    "torch integers": ({"a": torch.ones(300, 4).int(), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype int32"),
+    "torch 3-D": ({"a": torch.ones(3, 5, 4), "b": GOOD}, sc.InputError, r"view 'a': .*shape \(3, 5, 4\)"),
+    "a list": ({"a": GOOD.tolist(), "b": GOOD}, sc.DTypeError, r"view 'a': got list, .*numpy\.asarray"),
+    "None": ({"a": None, "b": GOOD}, sc.DTypeError, r"view 'a': got NoneType"),
+    "NaN": (
+        {"a": with_value(299, 2, np.nan), "b": GOOD},
+        sc.NonFiniteError,
+        r"view 'a', row 299 of the batch \(row \d+ in all\), column 2: value is nan, .*nonfinite='skip'",
+    ),
+    "infinity": ({"a": GOOD, "b": with_value(0, 0, -np.inf)}, sc.NonFiniteError, r"view 'b', row 0 .*value is -inf"),
+    "float16 infinity": (
+        {"a": GOOD, "b": with_value(5, 1, np.inf, np.float16)},
+        sc.NonFiniteError,
+        r"view 'b', row 5 .*column 1: value is inf",
+    ),
+    "too large": ({"a": with_value(3, 1, 1e200), "b": GOOD}, sc.InputError, r"view 'a', row 3 .*value is 1e\+200.*rescale"),
+    "missing view": ({"a": GOOD}, sc.InputError, r"got no rows for view 'b'; every batch must hold all views"),
+    "unknown view": ({"a": GOOD, "b": GOOD, "bb": GOOD}, sc.InputError, r"there is no view 'bb'; did you mean 'b'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_batch_changes_nothing(name, moments, same_bits):
+    batch, kind, sentence = BAD[name]
+    before = moments.copy()
+    with pytest.raises(kind, match=sentence) as caught:
+        moments.update(batch)
+    assert isinstance(caught.value, TypeError if kind is sc.DTypeError else ValueError)
+    assert "\n" not in str(caught.value)
+    same_bits(moments, before)
+    for m in (moments, before):
+        m.update(a=GOOD, b=GOOD)
+    same_bits(moments, before)
+
+
+def test_a_bad_value_in_a_later_block_changes_nothing(same_bits):
+    """The whole batch is looked at before its first block is formed."""
+    x = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
+    m = sc.Moments({"a": 4})
+    m.update(a=x)
+    before = m.copy()
+    x[-1, -1] = np.nan
+    with pytest.raises(sc.NonFiniteError, match=r"row 2999 of the batch \(row 5999 in all\), column 3"):
+        m.update(a=x)
+    same_bits(m, before)
+
+
+def test_bfloat16_nan_and_too_large_for_float32_products():
+    m = sc.Moments({"a": 3})
+    x = torch.ones(5, 3, dtype=torch.bfloat16)
+    x[4, 0] = torch.nan
+    with pytest.raises(sc.NonFiniteError, match="row 4"):
+        m.update(a=x)
+    x[4, 0] = 1e25
+    with pytest.raises(sc.InputError, match=r"row 4 .*square fits float32; use precision='float64'"):
+        m.update(a=x)
+    sc.Moments({"a": 3}, precision="float64").update(a=x)
+
+
+def test_skip_does_not_hide_values_that_are_only_large():
+    m = sc.Moments({"a": 3}, nonfinite="skip")
+    with pytest.raises(sc.InputError, match="square fits float32"):
+        m.update(a=np.full((2, 3), 1e30, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        (np.ones(299), r"weights: got 299 values for 300 rows"),
+        (np.ones((300, 1)), r"weights: got an array of shape \(300, 1\)"),
+        (np.r_[np.ones(299), -1], r"weights, row 299 of the batch: weight is -1"),
+        (np.r_[np.nan, np.ones(299)], r"weights, row 0 of the batch: weight is nan"),
+    ],
+)
+def test_bad_weights(weights, sentence, moments, same_bits):
+    before = moments.copy()
+    with pytest.raises(sc.InputError, match=sentence):
+        moments.update(a=GOOD, b=GOOD, weights=weights)
+    same_bits(moments, before)
+
+
+def test_float64_rows_after_float32_products_were_fixed(same_bits):
+    m = sc.Moments({"a": 4})
+    m.update(a=GOOD.astype(np.float32))
+    before = m.copy()
+    with pytest.raises(sc.DTypeError, match=r"view 'a': got float64 rows.*precision='float64'"):
+        m.update(a=GOOD)
+    same_bits(m, before)
+    for precision in ("float32", "float64"):
+        mixed = sc.Moments({"a": 4}, precision=precision)
+        mixed.update(a=GOOD.astype(np.float32))
+        mixed.update(a=GOOD)
+        assert mixed.n == 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "sentence"),
+    [
+        (({},), sc.InputError, "expected a mapping from name to width"),
+        (({"a": 0},), sc.InputError, "width of at least 1"),
+        (({"a": 2.5},), sc.InputError, "width of at least 1"),
+        ((["a"],), sc.InputError, "expected a mapping"),
+        (({"a": 2}, "some"), sc.InputError, "expected 'all', 'self' or pairs"),
+        (({"abc": 2}, [("abc", "abd")]), sc.InputError, "there is no view 'abd'; did you mean 'abc'"),
+        (({"a": 2}, "all", "double"), sc.InputError, "precision: got 'double', expected one of 'auto'"),
+        (({"a": 2}, "all", "auto", "ignore"), sc.InputError, "nonfinite: got 'ignore'"),
+        (({"a": 2}, "all", "auto", "raise", "cuda"), sc.DeviceError, r"device: got 'cuda'.*no CUDA.*\.cpu\(\)"),
+        (({"a": 2}, "all", "auto", "raise", "cuda:1"), sc.DeviceError, "no CUDA kernels"),
+        (({"a": 2}, "all", "auto", "raise", "tpu"), sc.InputError, "expected None or 'cpu'"),
+        (({"a": 2}, "all", "auto", "raise", None, 0), sc.InputError, "threads: got 0"),
+    ],
+)
+def test_bad_construction(arguments, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        sc.Moments(*arguments)
+
+
+def test_reading_without_rows():
+    m = sc.Moments({"a": 2})
+    for read in (lambda: m.mean("a"), lambda: m.covariance("a"), lambda: sc.truncate(m)):
+        with pytest.raises(sc.InputError, match="seen no rows yet"):
+            read()
+    m.update(a=np.ones((1, 2)))
+    with pytest.raises(sc.InputError, match=r"n = 1 rows leave nothing to divide by with ddof = 1"):
+        m.covariance("a")
+    with pytest.raises(sc.InputError, match="there is no view 'c'"):
+        m.mean("c")
+
+
+class OnCuda:
+    """Says of itself what a CUDA tensor says."""
+
+    shape = (3, 2)
+
+    def __dlpack_device__(self):
+        return (2, 1)
+
+    def __dlpack__(self, **_):
+        raise AssertionError("must not be exported")
+
+
+def test_rows_on_a_gpu_are_refused_not_copied():
+    m = sc.Moments({"a": 2})
+    with pytest.raises(sc.DeviceError, match=r"view 'a': got rows on CUDA device 1, expected CPU memory.*x\.cpu\(\)"):
+        m.update(a=OnCuda())
+
+
+def test_too_much_memory_is_refused_before_it_is_taken():
+    with pytest.raises(sc.MemoryLimitError, match=r"need \d+\.\d GiB, but .* leaves \d+\.\d GiB; .*pairs=") as caught:
+        sc.Moments({"a": 2_000_000})
+    assert isinstance(caught.value, MemoryError)
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("level", ["sse9", "AVX512", "avx512,avx2"])
+def test_an_unknown_instruction_set_is_an_error(level):
+    code = "import streamcca as sc; sc.Moments({'a': 2})"
+    result = run_python(code, STREAMCCA_ISA=level)
+    assert result.returncode == 1
+    assert f"STREAMCCA_ISA={level}: no such instruction-set level; expected one of baseline" in result.stderr
+
+
+def test_a_fork_is_refused():
+    result = run_python("""
+        import os, numpy as np, streamcca as sc
+        x = np.ones((3, 2))
+        m = sc.Moments({"a": 2})
+        m.update(a=x)
+        child = os.fork()
+        if child == 0:
+            for moments in (m, sc.Moments({"a": 2})):
+                try:
+                    moments.update(a=x)
+                    os._exit(1)
+                except sc.ProcessError as error:
+                    print(error, flush=True)
+            alone = sc.Moments({"a": 2}, threads=1)
+            alone.update(a=x)
+            os._exit(0 if alone.n == 3 else 2)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        m.update(a=x)
+        assert m.n == 6
+    """)
+    assert result.returncode == 0, result.stderr
+    assert "updated in its fork" in result.stdout
+    assert "merge them" in result.stdout
+    assert "pass threads=1, or start workers with the 'spawn' method" in result.stdout
+
+
+def test_ctrl_c_is_honored_between_blocks():
+    """The interrupted update stops at once, keeps the rows it has counted, and can go on."""
+    x = np.random.default_rng(0).standard_normal((200_000, 512)).astype(np.float32)
+    m = sc.Moments({"a": 512})
+    timer = threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            m.update(a=x)
+    timer.join()
+    done = m.rows % len(x)
+    assert m.rows % BLOCK_ROWS == 0 or done == 0
+    again = sc.Moments({"a": 512})
+    for _ in range(m.rows // len(x)):
+        again.update(a=x)
+    again.update(a=x[:done])
+    assert again.covariance("a").tobytes() == m.covariance("a").tobytes()
+
+
+def test_every_error_is_ours_and_a_builtin():
+    assert issubclass(sc.MissingFileError, FileNotFoundError)
+    assert issubclass(sc.StorageError, OSError)
+    assert sc.StorageError(errno.ENOSPC, "full").errno == errno.ENOSPC
+    for name in sc.__all__:
+        item = getattr(sc, name)
+        if isinstance(item, type) and name.endswith("Error"):
+            assert issubclass(item, sc.StreamCCAError), name
