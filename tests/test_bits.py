@@ -155,6 +155,12 @@ def test_merge_of_different_precisions():
     a, b = accumulate([], "float32"), accumulate([], "float64")
     a.merge(b)
     np.testing.assert_allclose(a.covariance("x", ddof=0), reference.covariance(X, ddof=0), rtol=1e-5, atol=1e-5)
+    # An object that was asked for a precision keeps it, also if it was empty.
+    wide = sc.Moments({"x": 67, "y": 30}, precision="float64")
+    wide.merge(accumulate([], "float32"))
+    assert wide.precision == "float64"
+    wide.update(x=np.full((2, 67), 1e30), y=np.full((2, 30), 1e30))
+    assert np.isfinite(wide.covariance("x")).all()
 
 
 def test_merge_refuses_other_views():

@@ -159,7 +159,9 @@ def test_offsets_cost_no_digits(offset, rng, isa):
     m = sc.Moments({"x": 9})
     m.update(x=x)
     exact = reference.exact_covariance_entry(x[:, 2], x[:, 5])
-    scale = np.sqrt(reference.exact_covariance_entry(x[:, 2], x[:, 2]) * reference.exact_covariance_entry(x[:, 5], x[:, 5]))
+    scale = np.sqrt(
+        reference.exact_covariance_entry(x[:, 2], x[:, 2]) * reference.exact_covariance_entry(x[:, 5], x[:, 5])
+    )
     assert abs(m.covariance("x")[2, 5] - exact) < 30 * U64 * scale
 
 

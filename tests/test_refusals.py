@@ -44,7 +44,11 @@ BAD = {
         sc.InputError,
         r"view 'b': got rows of width 3, expected 4; .*declare",
     ),
-    "1-D": ({"a": GOOD[0], "b": GOOD}, sc.InputError, r"view 'a': got an array of shape \(4,\), expected .*\(n, width\)"),
+    "1-D": (
+        {"a": GOOD[0], "b": GOOD},
+        sc.InputError,
+        r"view 'a': got an array of shape \(4,\), expected .*\(n, width\)",
+    ),
     "3-D": (
         {"a": GOOD[None], "b": GOOD},
         sc.InputError,
@@ -53,16 +57,31 @@ BAD = {
     "integers": ({"a": GOOD.astype(int), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype int64, .*astype"),
     "complex": ({"a": GOOD + 1j, "b": GOOD}, sc.DTypeError, r"view 'a': got dtype complex128, .*x\.real"),
     "bool": ({"a": GOOD > 0, "b": GOOD}, sc.DTypeError, r"view 'a': got dtype bool"),
-    "long double": ({"a": GOOD.astype(np.longdouble), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype float128|longdouble"),
+    "long double": (
+        {"a": GOOD.astype(np.longdouble), "b": GOOD},
+        sc.DTypeError,
+        r"view 'a': got dtype float128|longdouble",
+    ),
     "big-endian": ({"a": GOOD.astype(">f8"), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype >f8.*newbyteorder"),
     "torch integers": ({"a": torch.ones(300, 4).int(), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype int32"),
     "torch 3-D": ({"a": torch.ones(3, 5, 4), "b": GOOD}, sc.InputError, r"view 'a': .*shape \(3, 5, 4\)"),
+    "masked": ({"a": np.ma.masked_invalid(GOOD), "b": GOOD}, sc.DTypeError, r"view 'a': got a masked array"),
+    "torch sparse": (
+        {"a": torch.eye(4).to_sparse(), "b": GOOD},
+        sc.DTypeError,
+        r"view 'a': this Tensor gives no access to its values",
+    ),
+    "torch meta": (
+        {"a": torch.empty(300, 4, device="meta"), "b": GOOD},
+        sc.DTypeError,
+        r"view 'a': this Tensor gives no access",
+    ),
     "a list": ({"a": GOOD.tolist(), "b": GOOD}, sc.DTypeError, r"view 'a': got list, .*numpy\.asarray"),
     "None": ({"a": None, "b": GOOD}, sc.DTypeError, r"view 'a': got NoneType"),
     "NaN": (
         {"a": with_value(299, 2, np.nan), "b": GOOD},
         sc.NonFiniteError,
-        r"view 'a', row 299 of the batch \(row \d+ in all\), column 2: value is nan, .*nonfinite='skip'",
+        r"view 'a', row 299 of the batch \(after \d+ rows counted before\), column 2: value is nan, .*nonfinite='skip'",
     ),
     "infinity": ({"a": GOOD, "b": with_value(0, 0, -np.inf)}, sc.NonFiniteError, r"view 'b', row 0 .*value is -inf"),
     "float16 infinity": (
@@ -70,7 +89,11 @@ BAD = {
         sc.NonFiniteError,
         r"view 'b', row 5 .*column 1: value is inf",
     ),
-    "too large": ({"a": with_value(3, 1, 1e200), "b": GOOD}, sc.InputError, r"view 'a', row 3 .*value is 1e\+200.*rescale"),
+    "too large": (
+        {"a": with_value(3, 1, 1e200), "b": GOOD},
+        sc.InputError,
+        r"view 'a', row 3 .*value is 1e\+200.*rescale",
+    ),
     "missing view": ({"a": GOOD}, sc.InputError, r"got no rows for view 'b'; every batch must hold all views"),
     "unknown view": ({"a": GOOD, "b": GOOD, "bb": GOOD}, sc.InputError, r"there is no view 'bb'; did you mean 'b'"),
 }
@@ -97,7 +120,7 @@ def test_a_bad_value_in_a_later_block_changes_nothing(same_bits):
     m.update(a=x)
     before = m.copy()
     x[-1, -1] = np.nan
-    with pytest.raises(sc.NonFiniteError, match=r"row 2999 of the batch \(row 5999 in all\), column 3"):
+    with pytest.raises(sc.NonFiniteError, match=r"row 2999 of the batch \(after 3000 rows .*, column 3"):
         m.update(a=x)
     same_bits(m, before)
 
@@ -124,7 +147,11 @@ def test_skip_does_not_hide_values_that_are_only_large():
     ("weights", "sentence"),
     [
         (np.ones(299), r"weights: got 299 values for 300 rows"),
-        (np.ones((300, 1)), r"weights: got an array of shape \(300, 1\)"),
+        (np.ones((300, 1)), r"weights: got float64 of shape \(300, 1\)"),
+        (np.ones(300) * 1j, r"weights: got complex128 of shape"),
+        (["a"] * 300, r"weights: got <U1 of shape"),
+        ([[1], [1, 2]], r"weights: .*inhomogeneous"),
+        (np.full(300, 1e13), r"weights, row 0 of the batch: weight is 1e\+13, expected a number from 0 to 1e\+12"),
         (np.r_[np.ones(299), -1], r"weights, row 299 of the batch: weight is -1"),
         (np.r_[np.nan, np.ones(299)], r"weights, row 0 of the batch: weight is nan"),
     ],
@@ -165,6 +192,16 @@ def test_float64_rows_after_float32_products_were_fixed(same_bits):
         (({"a": 2}, "all", "auto", "raise", "cuda:1"), sc.DeviceError, "no CUDA kernels"),
         (({"a": 2}, "all", "auto", "raise", "tpu"), sc.InputError, "expected None or 'cpu'"),
         (({"a": 2}, "all", "auto", "raise", None, 0), sc.InputError, "threads: got 0"),
+        (
+            ({"a": 2}, "all", "auto", "raise", None, 10**12),
+            sc.InputError,
+            "threads: got 1000000000000, expected an integer",
+        ),
+        (({"a": 2}, "all", "auto", "raise", None, "2"), sc.InputError, "threads: got '2'"),
+        (({"a": True},), sc.InputError, "width of at least 1"),
+        (({"": 2},), sc.InputError, "expected a name"),
+        (({"a": 2}, [("a",)]), sc.InputError, r"pairs: got \('a',\), expected two view names"),
+        (({"a": 2}, "all", ["float32"]), sc.InputError, "precision: got"),
     ],
 )
 def test_bad_construction(arguments, kind, sentence):
@@ -180,8 +217,12 @@ def test_reading_without_rows():
     m.update(a=np.ones((1, 2)))
     with pytest.raises(sc.InputError, match=r"n = 1 rows leave nothing to divide by with ddof = 1"):
         m.covariance("a")
-    with pytest.raises(sc.InputError, match="there is no view 'c'"):
-        m.mean("c")
+    for view in ("c", 3, None):
+        with pytest.raises(sc.InputError, match="there is no view"):
+            m.mean(view)
+    for ddof in ("x", float("nan"), True):
+        with pytest.raises(sc.InputError, match="ddof: got"):
+            m.covariance("a", ddof=ddof)
 
 
 class OnCuda:
@@ -200,6 +241,54 @@ def test_rows_on_a_gpu_are_refused_not_copied():
     m = sc.Moments({"a": 2})
     with pytest.raises(sc.DeviceError, match=r"view 'a': got rows on CUDA device 1, expected CPU memory.*x\.cpu\(\)"):
         m.update(a=OnCuda())
+
+
+class Capsule:
+    """A DLPack producer gone wrong."""
+
+    shape = (3, 2)
+
+    def __init__(self, capsule):
+        self.capsule = capsule
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+    def __dlpack__(self, **_):
+        return self.capsule
+
+
+def test_bad_capsules_are_refused():
+    used = torch.ones(3, 2).__dlpack__()
+    torch.from_dlpack(used)  # renames the capsule: its tensor has a new owner
+    m = sc.Moments({"a": 2})
+    with pytest.raises(sc.DTypeError, match="a capsule named used_dltensor, expected a fresh DLPack capsule"):
+        m.update(a=Capsule(used))
+    with pytest.raises(sc.DTypeError, match="returned no capsule"):
+        m.update(a=Capsule(3))
+    m.update(a=Capsule(torch.ones(3, 2).__dlpack__()))
+    assert m.n == 3
+
+
+def test_a_pending_negation_of_torch_is_applied():
+    z = torch.complex(torch.ones(4, 2), torch.full((4, 2), 2.0))
+    m = sc.Moments({"a": 2})
+    m.update(a=z.conj().imag)
+    np.testing.assert_array_equal(m.mean("a"), [-2, -2])
+
+
+def test_rows_that_are_no_mapping():
+    m = sc.Moments({"a": 4})
+    for batch in (GOOD, [GOOD]):
+        with pytest.raises(sc.InputError, match=r"update: got \w+, expected a mapping .*update\(a=rows\)"):
+            m.update(batch)
+
+
+def test_a_shift_fixed_under_other_weights_cannot_overflow():
+    m = sc.Moments({"a": 1}, precision="float32")
+    m.update(a=np.full((300, 1), 4e17, dtype=np.float32))
+    with pytest.raises(sc.InputError, match="square fits float32"):
+        m.update(a=np.full((300, 1), 4e14, dtype=np.float32), weights=np.full(300, 1e6))
 
 
 def test_too_much_memory_is_refused_before_it_is_taken():
@@ -233,6 +322,8 @@ def test_a_fork_is_refused():
         x = np.ones((3, 2))
         m = sc.Moments({"a": 2})
         m.update(a=x)
+        wide = sc.Moments({"a": 500})
+        wide.update(a=np.random.default_rng(0).standard_normal((2000, 500)))
         child = os.fork()
         if child == 0:
             for moments in (m, sc.Moments({"a": 2})):
@@ -241,6 +332,9 @@ def test_a_fork_is_refused():
                     os._exit(1)
                 except sc.ProcessError as error:
                     print(error, flush=True)
+            wide.covariance("a"), wide.mean("a"), wide.copy()  # reading needs no threads
+            wide.save("/dev/shm/streamcca-fork-test")
+            os.unlink("/dev/shm/streamcca-fork-test")
             alone = sc.Moments({"a": 2}, threads=1)
             alone.update(a=x)
             os._exit(0 if alone.n == 3 else 2)
@@ -271,6 +365,55 @@ def test_ctrl_c_is_honored_between_blocks():
     for _ in range(m.rows // len(x)):
         again.update(a=x)
     again.update(a=x[:done])
+    assert again.covariance("a").tobytes() == m.covariance("a").tobytes()
+
+
+def test_a_signal_handler_may_read_but_not_change_the_moments():
+    """The handler runs between two blocks of an update, in the same thread."""
+    x = np.random.default_rng(0).standard_normal((300_000, 256)).astype(np.float32)
+    m = sc.Moments({"a": 256})
+    seen = []
+
+    def handler(*_):
+        seen.append((m.rows, m.covariance("a")[0, 0], len(m.state_dict()["tensors"])))
+        for change in (
+            m.reset,
+            lambda: m.update(a=x[:1]),
+            lambda: m.merge(m),
+            lambda: m.load_state_dict(m.state_dict()),
+        ):
+            try:
+                change()
+            except sc.ProcessError as error:
+                seen.append(str(error))
+
+    old = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        while not seen:
+            m.update(a=x)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert seen[0][0] > 0
+    assert sum("a signal handler may read them" in str(item) for item in seen[1:]) >= 3
+    assert m.rows % len(x) == 0
+
+
+def test_ctrl_c_is_honored_with_scattered_weights():
+    x = np.random.default_rng(0).standard_normal((400_000, 128)).astype(np.float32)
+    w = np.arange(len(x)) % 2.0
+    m = sc.Moments({"a": 128})
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            m.update(a=x, weights=w)
+    timer.join()
+    kept = x[1::2]
+    again = sc.Moments({"a": 128})
+    for _ in range(m.rows // len(kept)):
+        again.update(a=kept)
+    again.update(a=kept[: m.rows % len(kept)])
     assert again.covariance("a").tobytes() == m.covariance("a").tobytes()
 
 

@@ -1,6 +1,7 @@
 #include "bind/arrays.h"
 
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 
 #include "bind/dlpack.h"
@@ -60,10 +61,7 @@ DType dlpack_dtype(const dlpack::DataType& type, const std::string& view) {
   refuse_dtype(view, name, type.code == dlpack::kComplex ? "take its real or imaginary part" : "convert to float32 or float64 first");
 }
 
-py::capsule dlpack_capsule(py::handle array) {
-  py::object source = py::reinterpret_borrow<py::object>(array);
-  // torch refuses to export a tensor that takes part in autograd; values are all that is read here.
-  if (py::hasattr(source, "detach")) source = source.attr("detach")();
+py::object export_dlpack(const py::object& source) {
   try {
     return source.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
   } catch (py::error_already_set& error) {
@@ -72,8 +70,43 @@ py::capsule dlpack_capsule(py::handle array) {
   }
 }
 
+// Runs a step of the protocol; sparse, meta and quantized tensors, say, have no memory that could be read.
+template <class Step>
+auto exporting(py::handle array, const std::string& view, Step step) {
+  try {
+    return step();
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    const std::string kind = py::str(py::type::handle_of(array).attr("__name__")), reason = py::str(error.value());
+    throw Error(ErrorKind::dtype, "view '" + view + "': this " + kind + " gives no access to its values (" +
+                                      reason.substr(0, reason.find('\n')) + "); pass a dense array");
+  }
+}
+
+py::object dlpack_capsule(py::handle array) {
+  // torch refuses to export a tensor that takes part in autograd, and exports one with a pending negation
+  // without it; values are all that is read here.
+  py::object source = py::reinterpret_borrow<py::object>(array);
+  if (py::hasattr(source, "detach")) source = source.attr("detach")();
+  if (py::hasattr(source, "resolve_neg")) source = source.attr("resolve_neg")();
+  return export_dlpack(source);
+}
+
+const dlpack::Tensor& tensor_of(const py::capsule& capsule, const std::string& view) {
+  const char* name = capsule.name();
+  // The capsule is kept, not consumed: its own destructor releases the tensor.
+  if (name && std::strcmp(name, "dltensor_versioned") == 0) {
+    const auto* managed = static_cast<const dlpack::ManagedTensorVersioned*>(capsule.get_pointer());
+    if (managed->major <= 1) return managed->tensor;
+    throw Error(ErrorKind::dtype, "view '" + view + "': got DLPack version " + std::to_string(managed->major) + ", expected at most 1");
+  }
+  if (name && std::strcmp(name, "dltensor") == 0) return static_cast<const dlpack::ManagedTensor*>(capsule.get_pointer())->tensor;
+  throw Error(ErrorKind::dtype,
+              "view '" + view + "': got a capsule named " + (name ? name : "nothing") + ", expected a fresh DLPack capsule");
+}
+
 Borrowed borrow_dlpack(py::handle array, const std::string& view) {
-  const auto device = array.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  const auto device = exporting(array, view, [&] { return array.attr("__dlpack_device__")().cast<std::pair<int, int>>(); });
   if (device.first != dlpack::kCpu && device.first != dlpack::kCudaHost) {
     throw Error(
         ErrorKind::device,
@@ -81,17 +114,12 @@ Borrowed borrow_dlpack(py::handle array, const std::string& view) {
             (device.first == dlpack::kCuda ? "CUDA device " : "a device of DLPack type " + std::to_string(device.first) + ", number ") +
             std::to_string(device.second) + ", expected CPU memory, since this build has no CUDA kernels; pass x.cpu()");
   }
-  py::capsule capsule = dlpack_capsule(array);
-  const dlpack::Tensor* tensor = nullptr;
-  // The capsule is kept, not consumed: its own destructor releases the tensor.
-  if (std::string(capsule.name()) == "dltensor_versioned") {
-    const auto* managed = static_cast<const dlpack::ManagedTensorVersioned*>(capsule.get_pointer());
-    if (managed->major > 1)
-      throw Error(ErrorKind::dtype, "view '" + view + "': got DLPack version " + std::to_string(managed->major) + ", expected at most 1");
-    tensor = &managed->tensor;
-  } else {
-    tensor = &static_cast<const dlpack::ManagedTensor*>(capsule.get_pointer())->tensor;
+  py::object exported = exporting(array, view, [&] { return dlpack_capsule(array); });
+  if (!py::isinstance<py::capsule>(exported)) {
+    throw Error(ErrorKind::dtype, "view '" + view + "': __dlpack__ returned no capsule; convert with numpy.asarray(x)");
   }
+  py::capsule capsule = std::move(exported);
+  const dlpack::Tensor* tensor = &tensor_of(capsule, view);
 
   Borrowed result;
   result.rows.dtype = dlpack_dtype(tensor->dtype, view);
@@ -109,7 +137,13 @@ Borrowed borrow_dlpack(py::handle array, const std::string& view) {
 }  // namespace
 
 Borrowed borrow_rows(py::handle array, const std::string& view) {
-  if (py::isinstance<py::array>(array)) return borrow_numpy(py::reinterpret_borrow<py::array>(array), view);
+  if (py::isinstance<py::array>(array)) {
+    if (py::hasattr(array, "mask")) {
+      throw Error(ErrorKind::dtype,
+                  "view '" + view + "': got a masked array, whose mask would be ignored; pass x.data[~mask_rows], or weights of 0");
+    }
+    return borrow_numpy(py::reinterpret_borrow<py::array>(array), view);
+  }
   if (py::hasattr(array, "__dlpack__")) return borrow_dlpack(array, view);
   throw Error(ErrorKind::dtype, "view '" + view + "': got " + py::str(py::type::handle_of(array).attr("__name__")).cast<std::string>() +
                                     ", expected a NumPy array, a torch tensor or anything with __dlpack__; convert with numpy.asarray(x)");

@@ -1,11 +1,13 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 
 #include "bind/arrays.h"
 #include "bind/module.h"
 #include "core/error.h"
 #include "cpu/accumulator.h"
+#include "cpu/dispatch.h"
 
 namespace streamcca {
 namespace {
@@ -36,14 +38,31 @@ Products parse_products(const std::string& text) {
 
 const char* name_of(Products products) { return products == Products::f32 ? "float32" : "float64"; }
 
+std::vector<Pair> make_pairs(const std::vector<std::pair<std::size_t, std::size_t>>& pairs, std::size_t views) {
+  std::vector<Pair> result;
+  for (const auto& [row, col] : pairs) {
+    if (row >= views || col >= views) throw Error(ErrorKind::value, "pairs: no such view");
+    result.push_back({row, col});
+  }
+  return result;
+}
+
 std::unique_ptr<Accumulator> make(const std::vector<std::string>& names, const std::vector<std::size_t>& widths,
                                   const std::vector<std::pair<std::size_t, std::size_t>>& pairs, const std::string& precision,
                                   const std::string& nonfinite, int threads) {
   std::vector<View> views;
-  for (std::size_t v = 0; v < names.size(); ++v) views.push_back({names[v], widths[v]});
-  std::vector<Pair> wanted;
-  for (const auto& [row, col] : pairs) wanted.push_back({row, col});
-  return std::make_unique<Accumulator>(views, wanted, parse_precision(precision), parse_nonfinite(nonfinite), threads);
+  for (std::size_t v = 0; v < names.size(); ++v) views.push_back({names[v], widths.at(v)});
+  return std::make_unique<Accumulator>(views, make_pairs(pairs, views.size()), parse_precision(precision), parse_nonfinite(nonfinite),
+                                       threads);
+}
+
+// What an accumulator of these views will take: the state and one block, for the wider of the product types.
+std::size_t state_bytes(const std::vector<std::size_t>& widths, const std::vector<std::pair<std::size_t, std::size_t>>& pairs) {
+  std::vector<View> views;
+  for (std::size_t width : widths) views.push_back({"", width});
+  const std::vector<Pair> wanted = make_pairs(pairs, views.size());
+  return std::max(MomentStore::bytes(views, wanted, Products::f32, active_kernels()),
+                  MomentStore::bytes(views, wanted, Products::f64, active_kernels()));
 }
 
 // Python signals are looked at between blocks; an exception of the handler travels as it is.
@@ -71,20 +90,24 @@ void update(Accumulator& self, const py::list& batch, const py::object& weights)
   self.update(rows, weights.is_none() ? nullptr : row_weights.data(), poll_signals);
 }
 
+// (covariance, (relative, rows, raw)); the latter describes its rounding and is empty for two views.
 py::tuple covariance(const Accumulator& self, std::size_t pair, double ddof) {
-  const Pair& p = self.pairs()[pair];
+  const Pair& p = self.pairs().at(pair);
   const std::size_t height = self.views()[p.row_view].width, width = self.views()[p.col_view].width;
-  std::vector<double> values(height * width), raw(p.with_itself() ? height : 0);
+  std::vector<double> values(height * width);
+  Uncertainty uncertainty{0, 0, std::vector<double>(p.with_itself() ? height : 0)};
   {
     const py::gil_scoped_release release;
-    self.covariance(pair, ddof, values.data(), p.with_itself() ? raw.data() : nullptr);
+    self.covariance(pair, ddof, values.data(), p.with_itself() ? &uncertainty : nullptr);
   }
   const auto h = static_cast<py::ssize_t>(height), w = static_cast<py::ssize_t>(width);
-  return py::make_tuple(to_array(std::move(values), {h, w}), to_array(std::move(raw), {p.with_itself() ? h : 0}));
+  py::tuple rounding =
+      py::make_tuple(uncertainty.relative, uncertainty.rows, to_array(std::move(uncertainty.raw), {p.with_itself() ? h : 0}));
+  return py::make_tuple(to_array(std::move(values), {h, w}), rounding);
 }
 
 py::array mean(const Accumulator& self, std::size_t view) {
-  std::vector<double> values(self.views()[view].width);
+  std::vector<double> values(self.views().at(view).width);
   {
     const py::gil_scoped_release release;
     self.mean(view, values.data());
@@ -116,12 +139,13 @@ py::dict save(const Accumulator& self) {
   d["skipped"] = s.skipped;
   d["weight"] = s.weight;
   d["block_weight"] = s.block_weight;
-  d["rounding_variance"] = s.rounding.variance;
-  d["rounding_systematic"] = s.rounding.systematic;
+  d["rounding"] = s.rounding;
+  d["row_unit"] = s.row_unit;
   const auto rows = static_cast<py::ssize_t>(s.roots.size());
   d["roots"] = to_array(std::move(s.roots), {rows});
   d["shift"] = to_list(std::move(s.shift));
   d["sums"] = to_list(std::move(s.sums));
+  d["squares"] = to_list(std::move(s.squares));
   d["pending"] = to_list(std::move(s.pending));
   d["moments"] = to_list(std::move(s.moments));
   return d;
@@ -145,7 +169,8 @@ void restore(Accumulator& self, const py::dict& d) {
   s.skipped = d["skipped"].cast<std::uint64_t>();
   s.weight = d["weight"].cast<double>();
   s.block_weight = d["block_weight"].cast<double>();
-  s.rounding = {d["rounding_variance"].cast<double>(), d["rounding_systematic"].cast<double>()};
+  s.rounding = d["rounding"].cast<double>();
+  s.row_unit = d["row_unit"].cast<double>();
   s.roots = to_vector(d["roots"].cast<DoubleArray>());
   if (s.roots.size() >= block_depth(s.products) || (s.settled && !s.started)) {
     throw Error(ErrorKind::value, "state: more pending rows than a block holds, or a shift without rows");
@@ -162,6 +187,7 @@ void restore(Accumulator& self, const py::dict& d) {
   s.pending = from_list(d, "pending", widths.size(), pending);
   s.shift = from_list(d, "shift", s.settled ? widths.size() : 0, widths);
   s.sums = from_list(d, "sums", s.settled ? widths.size() : 0, widths);
+  s.squares = from_list(d, "squares", s.settled ? widths.size() : 0, widths);
   s.moments = from_list(d, "moments", s.settled ? moments.size() : 0, moments);
   const py::gil_scoped_release release;
   self.restore(s);
@@ -180,7 +206,6 @@ void bind_accumulator(py::module_& m) {
           "copy", [](const Accumulator& self) { return std::make_unique<Accumulator>(self); }, Released())
       .def("mean", &mean, py::arg("view"))
       .def("covariance", &covariance, py::arg("pair"), py::arg("ddof"))
-      .def("relative_rounding", &Accumulator::relative_rounding, Released())
       .def("save", &save)
       .def("restore", &restore, py::arg("state"))
       .def_property_readonly("rows", py::cpp_function(&Accumulator::rows, Released()))
@@ -188,6 +213,7 @@ void bind_accumulator(py::module_& m) {
       .def_property_readonly("skipped", py::cpp_function(&Accumulator::skipped, Released()))
       .def_property_readonly("started", py::cpp_function(&Accumulator::started, Released()))
       .def_property_readonly("products", py::cpp_function([](const Accumulator& self) { return name_of(self.products()); }, Released()));
+  m.def("state_bytes", &state_bytes, py::arg("widths"), py::arg("pairs"));
   m.attr("BLOCK_ROWS") = block_depth(Products::f32);
 }
 

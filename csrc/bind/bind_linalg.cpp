@@ -7,7 +7,6 @@
 #include "bind/module.h"
 #include "core/error.h"
 #include "linalg/cca.h"
-#include "linalg/error_bound.h"
 #include "linalg/truncate.h"
 
 namespace streamcca {
@@ -16,7 +15,7 @@ namespace {
 std::optional<Lapack> loaded;
 
 const Lapack& lapack() {
-  if (!loaded) throw Error(ErrorKind::numeric, "LAPACK is not loaded; call streamcca._backend.load_lapack() first");
+  if (!loaded) throw Error(ErrorKind::numeric, "LAPACK is not loaded; use streamcca._backend, which loads it");
   return *loaded;
 }
 
@@ -67,57 +66,42 @@ RuleKind parse_rule(const std::string& name) {
   throw Error(ErrorKind::value, "rule: got '" + name + "', expected 'variance', 'nuclear', 'rank' or 'full'");
 }
 
-TruncatedView truncate_array(const DoubleArray& covariance, const DoubleArray& raw, double relative, const std::string& rule, double value,
-                             double ridge) {
-  Matrix c = to_matrix(covariance);
-  const Rule parsed{parse_rule(rule), value};
-  Uncertainty uncertainty{relative, to_vector(raw)};
-  const py::gil_scoped_release release;
-  return truncate(lapack(), std::move(c), std::move(uncertainty), parsed, ridge);
+// Shapes are the package's own business; a wrong one is a defect in it, and must not read past an end.
+void check_shape(bool fits, const char* what) {
+  if (!fits) throw Error(ErrorKind::value, std::string(what) + ": shapes do not fit together");
 }
 
-void divide_by_scale(Matrix* m, const std::vector<double>& row_scale, const std::vector<double>& col_scale) {
-  for (std::size_t j = 0; j < m->cols; ++j) {
-    const double col = col_scale.empty() ? 1 : col_scale[j];
-    for (std::size_t i = 0; i < m->rows; ++i) {
-      m->column(j)[i] = row_scale[i] > 0 && col > 0 ? m->column(j)[i] / (row_scale[i] * col) : 0;
-    }
-  }
+TruncatedView truncate_array(const DoubleArray& covariance, double relative, double rows, const DoubleArray& raw, const std::string& rule,
+                             double value, double ridge) {
+  check_shape(covariance.ndim() == 2 && covariance.shape(0) == covariance.shape(1) && raw.size() == covariance.shape(0), "truncate");
+  Matrix c = to_matrix(covariance);
+  const Rule parsed{parse_rule(rule), value};
+  CovarianceError error{relative, rows, to_vector(raw)};
+  const py::gil_scoped_release release;
+  return truncate(lapack(), std::move(c), std::move(error), parsed, ridge);
 }
 
 // `side` "" weighs all correlations alike (CCA, SVCCA); "x" or "y" by projection (PWCCA).
-py::dict correlate_views(const TruncatedView& x, const TruncatedView& y, const DoubleArray& cross_covariance, const std::string& side) {
-  Matrix cross = to_matrix(cross_covariance);
-  Cca cca;
-  std::vector<double> shares;
-  ErrorBound bound;
+py::dict compare_views(const TruncatedView& x, const TruncatedView& y, const DoubleArray& cross, const std::string& side) {
+  const auto width = [](const TruncatedView& v) { return static_cast<py::ssize_t>(v.width); };
+  check_shape(cross.ndim() == 2 && cross.shape(0) == width(x) && cross.shape(1) == width(y), "compare");
+  Matrix matrix = to_matrix(cross);
+  const MeanOver mean_over = side == "x" ? MeanOver::projection_x : side == "y" ? MeanOver::projection_y : MeanOver::correlations;
+  Comparison c;
   {
     const py::gil_scoped_release release;
-    divide_by_scale(&cross, x.scale, y.scale);
-    cca = correlate(lapack(), x, y, cross);
-    shares.assign(cca.correlations.size(), 1.0);
-    if (side == "x") shares = projection_weights(lapack(), x, cca.x_coordinates);
-    if (side == "y") shares = projection_weights(lapack(), y, cca.y_coordinates);
-    double total = 0;
-    for (double share : shares) total += share;
-    for (double& share : shares) share /= total;
-    bound = error_bound(lapack(), x, y, cross, cca, shares);
-    // Shares move with the covariance too; where two correlations mix, by as much again.
-    if (!side.empty()) bound.mean = std::min(1.0, 2 * bound.mean);
-    divide_by_scale(&cca.x_weights, x.scale, {});
-    divide_by_scale(&cca.y_weights, y.scale, {});
+    c = compare(lapack(), x, y, std::move(matrix), mean_over);
   }
-  double mean = 0;
-  for (std::size_t i = 0; i < shares.size(); ++i) mean += shares[i] * cca.correlations[i];
-  const auto m = static_cast<py::ssize_t>(shares.size());
+  const auto m = static_cast<py::ssize_t>(c.correlations.size());
   py::dict result;
-  result["mean"] = mean;
-  result["mean_error_bound"] = bound.mean;
-  result["correlations"] = to_array(std::move(cca.correlations), {m});
-  result["correlation_error_bounds"] = to_array(std::move(bound.correlations), {m});
-  result["shares"] = to_array(std::move(shares), {m});
-  result["x_weights"] = to_array(std::move(cca.x_weights));
-  result["y_weights"] = to_array(std::move(cca.y_weights));
+  result["mean"] = c.mean;
+  result["mean_error_bound"] = c.mean_error_bound;
+  result["shares_error_bound"] = c.shares_error_bound;
+  result["correlations"] = to_array(std::move(c.correlations), {m});
+  result["correlation_error_bounds"] = to_array(std::move(c.correlation_error_bounds), {m});
+  result["shares"] = to_array(std::move(c.shares), {m});
+  result["x_weights"] = to_array(std::move(c.x_weights));
+  result["y_weights"] = to_array(std::move(c.y_weights));
   return result;
 }
 
@@ -125,9 +109,9 @@ py::dict correlate_views(const TruncatedView& x, const TruncatedView& y, const D
 
 void bind_linalg(py::module_& m) {
   m.def("load_lapack", &load_lapack, py::arg("capsules"));
-  m.def("truncate", &truncate_array, py::arg("covariance"), py::arg("raw"), py::arg("relative"), py::arg("rule"), py::arg("value"),
-        py::arg("ridge"));
-  m.def("correlate", &correlate_views, py::arg("x"), py::arg("y"), py::arg("cross"), py::arg("side"));
+  m.def("truncate", &truncate_array, py::arg("covariance"), py::arg("relative"), py::arg("rows"), py::arg("raw"), py::arg("rule"),
+        py::arg("value"), py::arg("ridge"));
+  m.def("compare", &compare_views, py::arg("x"), py::arg("y"), py::arg("cross"), py::arg("side"));
   py::class_<TruncatedView>(m, "TruncatedView")
       .def_readonly("width", &TruncatedView::width)
       .def_readonly("rank", &TruncatedView::rank)
@@ -135,17 +119,15 @@ void bind_linalg(py::module_& m) {
       .def_property_readonly("trace", [](const TruncatedView& v) { return v.trace * v.unit * v.unit; })
       .def_readonly("share", &TruncatedView::share)
       .def_readonly("margin", &TruncatedView::margin)
-      .def_readonly("cut_resolved", &TruncatedView::cut_resolved)
+      .def_readonly("lowest_rank", &TruncatedView::lowest_rank)
+      .def_readonly("highest_rank", &TruncatedView::highest_rank)
+      .def_readonly("live", &TruncatedView::live)
       .def_property_readonly("vectors", [](const TruncatedView& v) { return to_array(Matrix(v.vectors)); })
-      .def_property_readonly("eigenvalues",
-                             [](const TruncatedView& v) {
-                               std::vector<double> values = v.eigenvalues;
-                               for (double& value : values) value *= v.unit * v.unit;
-                               const auto size = static_cast<py::ssize_t>(values.size());
-                               return to_array(std::move(values), {size});
-                             })
-      .def_property_readonly("scale", [](const TruncatedView& v) {
-        return to_array(std::vector<double>(v.scale), {static_cast<py::ssize_t>(v.scale.size())});
+      .def_property_readonly("eigenvalues", [](const TruncatedView& v) {
+        std::vector<double> values = v.eigenvalues;
+        for (double& value : values) value *= v.unit * v.unit;
+        const auto size = static_cast<py::ssize_t>(values.size());
+        return to_array(std::move(values), {size});
       });
 }
 

@@ -44,6 +44,7 @@ void bind_system(py::module_& m) {
   m.def("openmp_threads", [] { return thread_count(0); });
   m.def("peak_gflops", &peak_gflops, py::arg("dtype"), py::arg("seconds"), py::arg("threads") = 0);
   m.attr("COMPILER") = __VERSION__;
+  m.attr("VERSION") = STREAMCCA_VERSION;
 }
 
 }  // namespace streamcca

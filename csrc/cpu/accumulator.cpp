@@ -8,6 +8,8 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "core/units.h"
+#include "cpu/accumulator_detail.h"
 #include "cpu/dispatch.h"
 #include "cpu/shift.h"
 
@@ -16,47 +18,28 @@ namespace {
 
 const long kProcessAtLoad = static_cast<long>(getpid());
 
-constexpr double kUnit32 = 5.9604644775390625e-08;  // 2^-24
-constexpr double kUnit64 = 1.1102230246251565e-16;  // 2^-53
 constexpr double kPollSeconds = 0.05;
-
-double unit_of(Products products) { return products == Products::f32 ? kUnit32 : kUnit64; }
 
 double square(double x) { return x * x; }
 
-// One block of `rows` rows of total weight `weight`, added to a state of weight `total` (docs/numerics.md):
-// a chain of `rows` additions, the rounding of each row's difference, the addition in float64. A part of
-// the chain's error is taken as systematic, since rows that repeat round the same way each time.
-void add_block(Rounding* rounding, Products products, double rows, double weight, double total) {
-  const double unit = unit_of(products);
-  const double chain = 0.3 * std::sqrt(rows) * unit * weight;
-  rounding->variance += square(chain) + square(0.6 * unit * weight) / rows + square(0.5 * kUnit64 * total);
-  rounding->systematic += 0.1 * chain;
+// Variance of the error of one block of `rows` rows and total weight `weight`, added to a state of weight
+// `total`, times the weight squared (docs/numerics.md): a chain of `rows` additions, the rounding of each
+// row's difference, the addition in float64.
+double block_variance(Products products, double rows, double weight, double total) {
+  const double unit = unit_roundoff(products);
+  return (square(0.3 * unit) * rows + square(0.6 * unit) / rows) * square(weight) + square(0.5 * kUnit64 * total);
 }
 
-Rows borrow(const std::vector<double>& values, std::size_t rows, std::size_t width) {
-  const auto size = static_cast<std::ptrdiff_t>(sizeof(double));
-  return {reinterpret_cast<const unsigned char*>(values.data()), rows, width, static_cast<std::ptrdiff_t>(width) * size, size, DType::f64};
-}
-
-std::vector<Rows> borrow_all(const std::vector<std::vector<double>>& values, const std::vector<View>& views, std::size_t rows) {
-  std::vector<Rows> result;
-  for (std::size_t v = 0; v < views.size(); ++v) result.push_back(borrow(values[v], rows, views[v].width));
-  return result;
-}
-
-class PollTimer {
- public:
-  void operator()(const Accumulator::Poll& poll) {
-    const auto now = std::chrono::steady_clock::now();
-    if (std::chrono::duration<double>(now - last_).count() < kPollSeconds) return;
-    last_ = now;
+// Calls `poll` if the last call was long enough ago.
+std::function<void()> every_50_ms(const Accumulator::Poll& poll) {
+  using Clock = std::chrono::steady_clock;
+  return [&poll, last = Clock::now()]() mutable {
+    const auto now = Clock::now();
+    if (std::chrono::duration<double>(now - last).count() < kPollSeconds) return;
+    last = now;
     poll();
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
+  };
+}
 
 }  // namespace
 
@@ -66,43 +49,63 @@ Accumulator::Accumulator(std::vector<View> views, std::vector<Pair> pairs, Preci
       precision_(precision),
       nonfinite_(nonfinite),
       threads_(threads),
-      process_(static_cast<long>(getpid())) {
-  active_kernels();  // a bad STREAMCCA_ISA is reported here, not by the first batch
+      process_(static_cast<long>(getpid())),
+      kernels_(active_kernels()) {
   clear();
 }
 
-Accumulator::Accumulator(const Accumulator& other)
-    : Accumulator(other.views_, other.pairs_, other.precision_, other.nonfinite_, other.threads_) {
-  const std::lock_guard<std::mutex> lock(other.mutex_);
+Accumulator::Accumulator(const Accumulator& configuration, Empty)
+    : views_(configuration.views_),
+      pairs_(configuration.pairs_),
+      precision_(configuration.precision_),
+      nonfinite_(configuration.nonfinite_),
+      threads_(configuration.threads_),
+      process_(static_cast<long>(getpid())),
+      kernels_(configuration.kernels_) {
+  clear();
+}
+
+Accumulator::Accumulator(const Accumulator& other) : Accumulator(other, Empty{}) {
+  const std::lock_guard<std::recursive_mutex> lock(other.mutex_);
   assign(other);
 }
 
 void Accumulator::assign(const Accumulator& other) {
+  auto store = other.store_ ? other.store_->clone() : nullptr;
+  Head head = other.head_;
+  PerView shift = other.shift_;
+  if (store && !other.settled_) {  // copies of vectors lose the spare capacity
+    for (std::size_t v = 0; v < views_.size(); ++v) head.values[v].reserve(block_depth(other.products_) * views_[v].width);
+    head.roots.reserve(block_depth(other.products_));
+  }
+  head_rows_.resize(views_.size());
   started_ = other.started_;
   settled_ = other.settled_;
   products_ = other.products_;
-  store_ = other.store_ ? other.store_->clone() : nullptr;
-  head_ = other.head_;
-  shift_ = other.shift_;
+  store_ = std::move(store);
+  head_ = std::move(head);
+  shift_ = std::move(shift);
   rows_ = other.rows_;
   skipped_ = other.skipped_;
   weight_ = other.weight_;
   block_weight_ = other.block_weight_;
   rounding_ = other.rounding_;
+  row_unit_ = other.row_unit_;
 }
 
 void Accumulator::clear() {
+  head_ = Head{PerView(views_.size()), {}};
   started_ = settled_ = false;
   store_.reset();
-  head_ = Head{std::vector<std::vector<double>>(views_.size()), {}};
   shift_.clear();
   rows_ = skipped_ = 0;
-  weight_ = block_weight_ = 0;
-  rounding_ = Rounding{};
+  weight_ = block_weight_ = rounding_ = 0;
+  row_unit_ = 1;
 }
 
 void Accumulator::reset() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  const Busy busy(&busy_);
   clear();
 }
 
@@ -153,47 +156,73 @@ Products Accumulator::products_for(const std::vector<Rows>& rows) const {
   return products_;
 }
 
+std::vector<double> Accumulator::largest_shifts() const {
+  std::vector<double> largest;
+  for (std::size_t v = 0; settled_ && v < views_.size(); ++v) {
+    largest.push_back(0);
+    for (double shift : shift_[v]) largest.back() = std::max(largest.back(), std::fabs(shift));
+  }
+  return largest;
+}
+
+// All memory that updates will need, so that nothing can fail once rows are being counted.
+void Accumulator::start(Products products) {
+  auto store = MomentStore::create(views_, pairs_, products, kernels_);
+  store->reserve();
+  Head head{PerView(views_.size()), {}};
+  PerView shift;
+  for (std::size_t v = 0; v < views_.size(); ++v) {
+    head.values[v].reserve(block_depth(products) * views_[v].width);
+    shift.emplace_back(views_[v].width);
+  }
+  head.roots.reserve(block_depth(products));
+  head_rows_.resize(views_.size());
+  store_ = std::move(store);
+  head_ = std::move(head);
+  shift_ = std::move(shift);
+  products_ = products;
+  started_ = true;
+}
+
 void Accumulator::update(const std::vector<Rows>& rows, const double* weights, const Poll& poll) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  const Busy busy(&busy_);
   check_process();
   check_shapes(rows);
   const Products products = products_for(rows);
-  const Selection selection = select_rows(rows, weights, {views_, active_kernels(), products, nonfinite_, rows_, threads_});
-  skipped_ += selection.skipped;
-  if (selection.runs.empty()) return;
-
+  const std::vector<double> shifts = largest_shifts();
+  const Selection selection = select_rows(rows, weights, {views_, kernels_, products, nonfinite_, shifts, rows_, weight_, threads_});
   std::vector<double> roots;
   if (weights) {
-    for (std::size_t i = 0; i < rows[0].rows; ++i) roots.push_back(std::sqrt(weights[i]));
+    roots.resize(rows[0].rows);
+    std::transform(weights, weights + rows[0].rows, roots.begin(), [](double weight) { return std::sqrt(weight); });
   }
-  if (!started_) {
-    // All memory now, so that nothing can fail once rows are being counted.
-    auto store = MomentStore::create(views_, pairs_, products, active_kernels());
-    store->reserve();
-    store_ = std::move(store);
-    products_ = products;
-    started_ = true;
+  const auto between_blocks = poll ? every_50_ms(poll) : std::function<void()>([] {});
+  if (!started_ && !selection.runs.empty()) start(products);
+  // From here on only `poll` may throw.
+  skipped_ += selection.skipped;
+  if (!selection.runs.empty()) {
+    for (const Rows& view : rows) row_unit_ = std::min(row_unit_, unit_roundoff(view.dtype));
   }
-  for (const Run& run : selection.runs) consume(rows, run, weights ? roots.data() : nullptr, weights, poll);
+  for (const Run& run : selection.runs) consume(rows, run, weights ? roots.data() : nullptr, weights, between_blocks);
 }
 
-void Accumulator::consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights, const Poll& poll) {
-  PollTimer timer;
-  const std::size_t depth = block_depth(products_);
+void Accumulator::consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights,
+                          const std::function<void()>& between_blocks) {
   while (run.count) {
-    const std::size_t room = settled_ ? store_->free_rows() : depth - head_.roots.size();
+    const std::size_t room = settled_ ? store_->free_rows() : block_depth(products_) - head_.roots.size();
     const std::size_t count = std::min(run.count, room);
     if (settled_) {
-      store_->append(rows, run.first, count, shift_, roots ? roots + run.first : nullptr, threads_);
+      store_->append(rows, run.first, count, roots ? roots + run.first : nullptr, threads_);
     } else {
       append_to_head(rows, run.first, count, roots);
     }
     count_rows(run.first, count, weights);
     run.first += count;
     run.count -= count;
-    if (!settled_ && head_.roots.size() == depth) settle();
+    if (!settled_ && head_.roots.size() == block_depth(products_)) settle();
     if (settled_ && store_->free_rows() == 0) flush();
-    if (poll) timer(poll);
+    between_blocks();
   }
 }
 
@@ -218,19 +247,20 @@ void Accumulator::count_rows(std::size_t first, std::size_t count, const double*
 
 // ---------------------------------------------------------------- head, block, state
 
-std::vector<std::vector<double>> Accumulator::shift_of_head() const {
-  std::vector<std::vector<double>> shift;
+void Accumulator::choose_shift_of_head(PerView* shift) const {
   for (std::size_t v = 0; v < views_.size(); ++v) {
-    shift.push_back(choose_shift(head_.values[v], head_.roots.size(), views_[v].width, products_));
+    choose_shift(head_.values[v].data(), head_.roots.size(), views_[v].width, products_, (*shift)[v].data());
   }
-  return shift;
 }
 
 void Accumulator::settle() {
   if (settled_ || !started_) return;
-  shift_ = shift_of_head();
-  store_->append(borrow_all(head_.values, views_, head_.roots.size()), 0, head_.roots.size(), shift_, head_.roots.data(), threads_);
-  head_ = Head{std::vector<std::vector<double>>(views_.size()), {}};
+  choose_shift_of_head(&shift_);
+  store_->set_shift(shift_);
+  for (std::size_t v = 0; v < views_.size(); ++v) head_rows_[v] = borrow(head_.values[v], head_.roots.size(), views_[v].width);
+  store_->append(head_rows_, 0, head_.roots.size(), head_.roots.data(), threads_);
+  for (std::vector<double>& values : head_.values) std::vector<double>().swap(values);
+  std::vector<double>().swap(head_.roots);
   settled_ = true;
 }
 
@@ -240,51 +270,49 @@ void Accumulator::flush() {
   block_weight_ = 0;
 }
 
-Rounding Accumulator::rounding_with_pending() const {
-  Rounding result = rounding_;
+double Accumulator::rounding_with_pending() const {
   const std::size_t pending = settled_ ? store_->pending_rows() : head_.roots.size();
-  if (pending) add_block(&result, products_, static_cast<double>(pending), block_weight_, weight_);
-  return result;
-}
-
-std::unique_ptr<MomentStore> Accumulator::store_of_head(const std::vector<std::vector<double>>& shift) const {
-  auto store = MomentStore::create(views_, pairs_, products_, active_kernels());
-  store->append(borrow_all(head_.values, views_, head_.roots.size()), 0, head_.roots.size(), shift, head_.roots.data(), threads_);
-  return store;
+  return pending ? rounding_ + block_variance(products_, static_cast<double>(pending), block_weight_, weight_) : rounding_;
 }
 
 template <class Use>
 void Accumulator::read(Use use) const {
-  if (settled_) {
-    use(*store_, shift_);
-  } else {
-    const auto shift = shift_of_head();
-    use(*store_of_head(shift), shift);
-  }
+  if (settled_) return use(*store_, shift_);
+  PerView shift;
+  for (const View& view : views_) shift.emplace_back(view.width);
+  choose_shift_of_head(&shift);
+  const auto store = MomentStore::create(views_, pairs_, products_, kernels_);
+  store->set_shift(shift);
+  store->append(borrow_all(head_.values, views_, head_.roots.size()), 0, head_.roots.size(), head_.roots.data(), reading_threads());
+  use(*store, shift);
 }
 
 // ---------------------------------------------------------------- results
 
+// A forked child may read what it inherited, without the threads that it lacks.
+int Accumulator::reading_threads() const { return static_cast<long>(getpid()) == kProcessAtLoad ? threads_ : 1; }
+
 void Accumulator::mean(std::size_t view, double* out) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  read([&](const MomentStore& store, const std::vector<std::vector<double>>& shift) {
-    store.read_sums(view, true, out);
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  read([&](const MomentStore& store, const PerView& shift) {
+    std::vector<double> squares(views_[view].width);
+    store.read_columns(view, true, out, squares.data());
     for (std::size_t c = 0; c < views_[view].width; ++c) out[c] = shift[view][c] + out[c] / weight_;
   });
 }
 
-void Accumulator::covariance(std::size_t pair, double ddof, double* out, double* raw_diagonal) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+void Accumulator::covariance(std::size_t pair, double ddof, double* out, Uncertainty* uncertainty) const {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
   const std::size_t row_view = pairs_[pair].row_view, col_view = pairs_[pair].col_view;
   const std::size_t height = views_[row_view].width, width = views_[col_view].width;
-  read([&](const MomentStore& store, const std::vector<std::vector<double>>&) {
-    std::vector<double> row_sums(height), col_sums(width);
-    store.read_pair(pair, true, out, threads_);
-    store.read_sums(row_view, true, row_sums.data());
-    store.read_sums(col_view, true, col_sums.data());
+  read([&](const MomentStore& store, const PerView&) {
+    std::vector<double> row_sums(height), col_sums(width), squares(std::max(height, width));
+    store.read_pair(pair, true, out, reading_threads());
+    store.read_columns(row_view, true, row_sums.data(), squares.data());
+    store.read_columns(col_view, true, col_sums.data(), squares.data());
     const double divisor = weight_ - ddof;
+    if (uncertainty && row_view == col_view) observe_rounding(out, width + 1, squares.data(), divisor, uncertainty);
     for (std::size_t r = 0; r < height; ++r) {
-      if (raw_diagonal) raw_diagonal[r] = out[r * width + r] / divisor;
       for (std::size_t c = 0; c < width; ++c) {
         out[r * width + c] = (out[r * width + c] - row_sums[r] * (col_sums[c] / weight_)) / divisor;
       }
@@ -298,35 +326,53 @@ void Accumulator::covariance(std::size_t pair, double ddof, double* out, double*
   });
 }
 
-double Accumulator::relative_rounding() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (weight_ == 0) return 0;
-  const Rounding r = rounding_with_pending();
-  return std::sqrt(r.variance + square(r.systematic)) / weight_;
+// The model assumes that roundings are independent. Rows that repeat, few distinct values and heavy tails
+// break that, so the error of the diagonal is measured against the squares summed in float64, and what was
+// observed counts where it is more: its root mean square for all neurons, its size for the neuron itself.
+void Accumulator::observe_rounding(const double* diagonal, std::size_t stride, const double* squares, double divisor,
+                                   Uncertainty* uncertainty) const {
+  const std::size_t width = uncertainty->raw.size();
+  std::vector<double> observed(width, 0.0);
+  double total = 0, live = 0;
+  for (std::size_t i = 0; i < width; ++i) {
+    if (!(squares[i] > 0)) continue;
+    observed[i] = std::fabs(diagonal[i * stride] - squares[i]) / squares[i];
+    total += square(observed[i]);
+    ++live;
+  }
+  const double model = rounding_with_pending() / square(weight_) + square(2 * kUnit64);
+  const double relative = std::sqrt(std::max(model, live > 0 ? total / live : 0.0));
+  // Products below the smallest normal number lose digits that no relative error speaks of.
+  const double underflow = smallest_step(products_) * static_cast<double>(rows_) / divisor / relative;
+  for (std::size_t i = 0; i < width; ++i) {
+    uncertainty->raw[i] = std::max(squares[i] / divisor * std::max(1.0, observed[i] / relative), underflow);
+  }
+  uncertainty->relative = relative;
+  uncertainty->rows = row_unit_;
 }
 
 std::uint64_t Accumulator::rows() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
   return rows_;
 }
 
 double Accumulator::weight() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
   return weight_;
 }
 
 std::uint64_t Accumulator::skipped() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
   return skipped_;
 }
 
 bool Accumulator::started() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
   return started_;
 }
 
 Products Accumulator::products() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
   return products_;
 }
 

@@ -6,7 +6,8 @@
 // are complete, so it does not depend on how the rows were cut into batches. All reads compute from a
 // const state (pending rows included) and never change what later rows will produce.
 //
-// One object may be used from several threads: every member takes the object's mutex.
+// One object may be used from several threads: every member takes the object's mutex. It is recursive,
+// since the poll of update() may run a signal handler that reads the object; state is consistent there.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -23,11 +24,12 @@ namespace streamcca {
 
 enum class Precision { automatic, f32, f64 };
 
-// Accumulated rounding of the second moments, relative to sqrt(S_ii S_jj) and multiplied by the weight:
-// independent parts add their squares, systematic ones their sizes (docs/numerics.md).
-struct Rounding {
-  double variance = 0;
-  double systematic = 0;
+// What rounding may have done to second moments: independent errors of standard deviation
+// relative * sqrt(raw_i raw_j) in entry (i, j) (docs/numerics.md).
+struct Uncertainty {
+  double relative = 0;
+  double rows = 0;          // unit roundoff of the finest rows: what the data themselves resolve
+  std::vector<double> raw;  // uncentered second moments, raised where more was observed
 };
 
 // Everything that a state file holds. `moments` of a view with itself are a packed upper triangle.
@@ -39,10 +41,11 @@ struct State {
   std::uint64_t skipped = 0;
   double weight = 0;
   double block_weight = 0;
-  Rounding rounding;
-  std::vector<std::vector<double>> shift, sums, pending;  // per view; pending is row-major
-  std::vector<double> roots;                              // per pending row
-  std::vector<std::vector<double>> moments;               // per pair
+  double rounding = 0;
+  double row_unit = 1;
+  PerView shift, sums, squares, pending;     // pending is row-major
+  std::vector<double> roots;                 // per pending row
+  std::vector<std::vector<double>> moments;  // per pair
 };
 
 class Accumulator {
@@ -54,21 +57,20 @@ class Accumulator {
   Accumulator& operator=(const Accumulator&) = delete;
 
   // One batch: rows[v] belongs to view v, all with the same number of rows. A row of weight zero is an
-  // absent row. Throws Error and leaves the state untouched if anything is wrong with the batch. `poll` is
-  // called between blocks, at most every 50 ms; if it throws, the rows consumed so far stay counted.
+  // absent row. If anything is wrong with the batch, or memory is short, it throws and the state is
+  // untouched. `poll` is called between blocks, at most every 50 ms; if it throws, the rows consumed so far
+  // stay counted.
   void update(const std::vector<Rows>& rows, const double* weights, const Poll& poll);
 
   // this := moments of both row sets. The heavier side's shift survives, so a light part with a far mean
-  // costs no digits of the heavy one. An empty accumulator is the identity.
+  // costs no digits of the heavy one. An empty accumulator is the identity. Untouched if it throws.
   void merge(const Accumulator& other);
   void reset();
 
-  // (S - s t' / weight) / (weight - ddof), row-major; raw_diagonal (may be null, only for a view with
-  // itself) gets S_ii / (weight - ddof), the uncentered size that rounding errors are relative to.
-  void covariance(std::size_t pair, double ddof, double* out, double* raw_diagonal) const;
+  // (S - s t' / weight) / (weight - ddof), row-major; `uncertainty` (may be null) is filled for a view with
+  // itself, in the same units.
+  void covariance(std::size_t pair, double ddof, double* out, Uncertainty* uncertainty) const;
   void mean(std::size_t view, double* out) const;
-  // Relative rounding error of S_ij, as a standard deviation in units of sqrt(S_ii S_jj).
-  double relative_rounding() const;
 
   std::uint64_t rows() const;
   double weight() const;
@@ -77,32 +79,39 @@ class Accumulator {
   Products products() const;
 
   State save() const;
+  // Throws Error if the products of the state contradict the precision that was asked for.
   void restore(const State& state);
 
   const std::vector<View>& views() const { return views_; }
   const std::vector<Pair>& pairs() const { return pairs_; }
-  int threads() const { return threads_; }
 
  private:
-  // The first rows, exact, until the shift is fixed.
+  // The first rows, exact, until the shift is fixed. Capacity for a whole block is there from the start.
   struct Head {
-    std::vector<std::vector<double>> values;  // per view, row-major
-    std::vector<double> roots;                // one entry a row
+    PerView values;  // row-major
+    std::vector<double> roots;
   };
+  class Busy;
+  struct Empty {};
+  Accumulator(const Accumulator& configuration, Empty);
 
   void check_process() const;
+  int reading_threads() const;
   void check_shapes(const std::vector<Rows>& rows) const;
   Products products_for(const std::vector<Rows>& rows) const;
-  void consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights, const Poll& poll);
+  std::vector<double> largest_shifts() const;
+  void start(Products products);
+  void consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights,
+               const std::function<void()>& between_blocks);
   void append_to_head(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots);
   void count_rows(std::size_t first, std::size_t count, const double* weights);
   void settle();
   void flush();
   void clear();
   void assign(const Accumulator& other);
-  Rounding rounding_with_pending() const;
-  std::vector<std::vector<double>> shift_of_head() const;
-  std::unique_ptr<MomentStore> store_of_head(const std::vector<std::vector<double>>& shift) const;
+  double rounding_with_pending() const;
+  void observe_rounding(const double* diagonal, std::size_t stride, const double* squares, double divisor, Uncertainty* uncertainty) const;
+  void choose_shift_of_head(PerView* shift) const;
   // Calls use(store, shift), with a temporary store as long as the rows are all in the head.
   template <class Use>
   void read(Use use) const;
@@ -113,19 +122,23 @@ class Accumulator {
   const NonFinite nonfinite_;
   const int threads_;
   const long process_;
-  mutable std::mutex mutex_;
+  const KernelTable& kernels_;
+  mutable std::recursive_mutex mutex_;
 
+  bool busy_ = false;  // an update is between two blocks
   bool started_ = false;
   bool settled_ = false;
   Products products_ = Products::f32;
   std::unique_ptr<MomentStore> store_;
   Head head_;
-  std::vector<std::vector<double>> shift_;
+  std::vector<Rows> head_rows_;  // settle() points them at the head without allocating
+  PerView shift_;
   std::uint64_t rows_ = 0;
   std::uint64_t skipped_ = 0;
   double weight_ = 0;
   double block_weight_ = 0;  // of the pending rows
-  Rounding rounding_;
+  double row_unit_ = 1;      // unit roundoff of the finest rows seen
+  double rounding_ = 0;      // sum of the variances of the blocks' errors, each times the block's weight squared
 };
 
 }  // namespace streamcca

@@ -24,10 +24,11 @@ struct Level {
 std::vector<Level> levels() {
 #ifdef STREAMCCA_X86
   __builtin_cpu_init();
+  const bool baseline = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");  // x86-64-v2
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return {{&kernels_baseline, true}, {&kernels_avx2, avx2}, {&kernels_avx512, avx512}};
+  return {{&kernels_baseline, baseline}, {&kernels_avx2, baseline && avx2}, {&kernels_avx512, baseline && avx512}};
 #else
   return {{&kernels_baseline, true}};
 #endif
@@ -45,6 +46,7 @@ std::vector<const KernelTable*> runnable_kernels() {
 
 const KernelTable& active_kernels() {
   const char* wanted = std::getenv("STREAMCCA_ISA");
+  if (runnable_kernels().empty()) throw Error(ErrorKind::isa, "this CPU lacks SSE 4.2, which streamcca needs at least");
   if (!wanted || !*wanted) return *runnable_kernels().back();
   std::string known;
   for (const Level& level : levels()) {

@@ -1,4 +1,4 @@
-// Which kernel table this process uses. Chosen once; STREAMCCA_ISA forces a level.
+// Which kernel table to use: chosen when an accumulator is made, and kept by it. STREAMCCA_ISA forces a level.
 #pragma once
 #include <string>
 #include <vector>
@@ -12,7 +12,7 @@ std::vector<const KernelTable*> runnable_kernels();
 
 // The best runnable level, or the one named by the environment variable STREAMCCA_ISA. An unknown name
 // or a level that this machine cannot run is an Error (kind isa), never an illegal instruction.
-// The variable is read at every call, so that one test process can visit every level.
+// Call it with the GIL held: the variable is read at every call, so that one test process can visit every level.
 const KernelTable& active_kernels();
 
 }  // namespace streamcca

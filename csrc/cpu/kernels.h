@@ -35,14 +35,17 @@ struct ProductKernels {
   void (*tile)(size_t depth, const T* columns, size_t vectors, const T* rows, double* out);
 
   // Rows into panels: out[p * panel_stride + k * panel + c] = T(x[k][p * panel + c] - shift[p * panel + c])
-  // * roots[k], for k < rows. One rounding for the difference, one for the product with `roots`, which
-  // may be null (all ones). Source type is the index (DType order); any strides, also misaligned.
+  // * roots[k], for k < rows. One rounding for the difference (float64 rows: in float64, then to T), one for
+  // the product with `roots`, which may be null (all ones). Source type is the index (DType order); any strides, also misaligned.
   // Padding columns are left as they are. `shift` has `cols` entries, each exactly representable in T.
   void (*pack[4])(const PackSource* source, const T* shift, const double* roots, T* out, size_t panel_stride);
 
-  // sums[c] += sum over k < depth, ascending, in float64, of roots[k] * columns[k * panel + c];
-  // c < panel; `roots` may be null.
-  void (*column_sums)(size_t depth, const T* columns, const double* roots, double* sums);
+  // Over k < depth, ascending, in float64, for c < panel:
+  //   sums[c]    += sum of roots[k] * columns[k * panel + c]   (`roots` may be null: all ones)
+  //   squares[c] += sum of columns[k * panel + c]^2
+  // The squares are the diagonal of the product once more, without rounding in T: the difference to the
+  // tiles' diagonal is the rounding that really happened.
+  void (*column_moments)(size_t depth, const T* columns, const double* roots, double* sums, double* squares);
 };
 
 struct KernelTable {

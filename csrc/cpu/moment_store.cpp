@@ -1,8 +1,8 @@
 #include "cpu/moment_store.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "core/error.h"
 #include "cpu/threads.h"
 
 namespace streamcca {
@@ -28,17 +28,27 @@ class TypedStore final : public MomentStore {
       : MomentStore(views, pairs, geometry_of(kernels), block_depth(products)),
         kernels_(kernels),
         block_(schedule_.panels() * panel_stride()),
-        shift_(schedule_.panels() * kernels.panel) {}
+        shift_(schedule_.panels() * kernels.panel) {
+    if (kernels.slice * kernels.panel > kLargestTile) throw Error(ErrorKind::isa, "tile larger than its buffer");
+  }
+
+  static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
+                           const ProductKernels<T>& kernels) {
+    const Schedule schedule(views, pairs, geometry_of(kernels));
+    const std::size_t block = schedule.panels() * kernels.panel * (block_depth(products) + kPadRows);
+    return schedule.state_size() * sizeof(double) + block * sizeof(T);
+  }
 
   std::unique_ptr<MomentStore> clone() const override { return std::make_unique<TypedStore>(*this); }
-  Products products() const override { return sizeof(T) == 4 ? Products::f32 : Products::f64; }
 
-  void append(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const std::vector<std::vector<double>>& shift,
-              const double* roots, int threads) override {
+  void set_shift(const PerView& shift) override {
     for (std::size_t view = 0; view < views_.size(); ++view) {
-      T* view_shift = shift_.data() + schedule_.first_panel(view) * kernels_.panel;
-      for (std::size_t c = 0; c < views_[view].width; ++c) view_shift[c] = static_cast<T>(shift[view][c]);
+      T* out = shift_.data() + schedule_.first_panel(view) * kernels_.panel;
+      for (std::size_t c = 0; c < views_[view].width; ++c) out[c] = static_cast<T>(shift[view][c]);
     }
+  }
+
+  void append(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads) override {
     const int team = count * schedule_.panels() * kernels_.panel < kParallelElements ? 1 : thread_count(threads);
     for (std::size_t view = 0; view < views_.size(); ++view) append_view(view, rows[view], first, count, roots, team);
     for (std::size_t k = 0; k < count; ++k) roots_[fill_ + k] = roots ? roots[k] : 1.0;
@@ -57,8 +67,8 @@ class TypedStore final : public MomentStore {
     {
 #pragma omp for schedule(static) nowait
       for (std::ptrdiff_t p = 0; p < panels; ++p) {
-        kernels_.column_sums(fill_, panel(static_cast<std::size_t>(p)), roots,
-                             sums_.data() + p * static_cast<std::ptrdiff_t>(kernels_.panel));
+        const std::size_t column = static_cast<std::size_t>(p) * kernels_.panel;
+        kernels_.column_moments(fill_, panel(static_cast<std::size_t>(p)), roots, sums_.data() + column, squares_.data() + column);
       }
 #pragma omp for schedule(dynamic)
       for (std::ptrdiff_t s = 0; s < strips; ++s) {
@@ -71,16 +81,22 @@ class TypedStore final : public MomentStore {
     weighted_ = false;
   }
 
-  void read_sums(std::size_t view, bool with_pending, double* out) const override {
-    const std::size_t first = schedule_.first_panel(view);
-    AlignedArray<double> sums(padded_width(view));
-    std::copy_n(sums_.data() + first * kernels_.panel, sums.size(), sums.data());
-    if (with_pending) {
-      for (std::size_t p = first; p < schedule_.first_panel(view + 1); ++p) {
-        kernels_.column_sums(fill_, panel(p), weighted_ ? roots_.data() : nullptr, sums.data() + (p - first) * kernels_.panel);
-      }
+  void read_columns(std::size_t view, bool with_pending, double* sums, double* squares) const override {
+    const std::size_t first = schedule_.first_panel(view) * kernels_.panel;
+    std::copy_n(sums_.data() + first, views_[view].width, sums);
+    std::copy_n(squares_.data() + first, views_[view].width, squares);
+    if (!with_pending || fill_ == 0) return;
+    for (std::size_t p = 0; p * kernels_.panel < views_[view].width; ++p) {
+      alignas(64) double block_sums[kLargestTile] = {}, block_squares[kLargestTile] = {};
+      const double* roots = weighted_ ? roots_.data() : nullptr;
+      const std::size_t column = p * kernels_.panel;
+      const std::size_t count = std::min(kernels_.panel, views_[view].width - column);
+      std::copy_n(sums + column, count, block_sums);
+      std::copy_n(squares + column, count, block_squares);
+      kernels_.column_moments(fill_, panel(schedule_.first_panel(view) + p), roots, block_sums, block_squares);
+      std::copy_n(block_sums, count, sums + column);
+      std::copy_n(block_squares, count, squares + column);
     }
-    std::copy_n(sums.data(), views_[view].width, out);
   }
 
   void read_pair(std::size_t pair, bool with_pending, double* out, int threads) const override {
@@ -174,12 +190,19 @@ MomentStore::MomentStore(const std::vector<View>& views, const std::vector<Pair>
       schedule_(views, pairs, geometry),
       depth_(depth),
       roots_(depth, 1.0),
-      sums_(schedule_.panels() * geometry.panel) {}
+      sums_(schedule_.panels() * geometry.panel),
+      squares_(schedule_.panels() * geometry.panel) {}
 
 std::unique_ptr<MomentStore> MomentStore::create(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
                                                  const KernelTable& kernels) {
   if (products == Products::f32) return std::make_unique<TypedStore<float>>(views, pairs, products, kernels.f32);
   return std::make_unique<TypedStore<double>>(views, pairs, products, kernels.f64);
+}
+
+std::size_t MomentStore::bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
+                               const KernelTable& kernels) {
+  return products == Products::f32 ? TypedStore<float>::bytes(views, pairs, products, kernels.f32)
+                                   : TypedStore<double>::bytes(views, pairs, products, kernels.f64);
 }
 
 void MomentStore::reserve() {
@@ -208,9 +231,12 @@ void MomentStore::for_each_entry(std::size_t pair, int threads, Visit visit) {
   }
 }
 
-void MomentStore::add_sums(std::size_t view, const double* sums) {
-  double* own = sums_.data() + schedule_.first_panel(view) * schedule_.geometry().panel;
-  for (std::size_t c = 0; c < views_[view].width; ++c) own[c] += sums[c];
+void MomentStore::add_columns(std::size_t view, const double* sums, const double* squares) {
+  const std::size_t first = schedule_.first_panel(view) * schedule_.geometry().panel;
+  for (std::size_t c = 0; c < views_[view].width; ++c) {
+    sums_[first + c] += sums[c];
+    squares_[first + c] += squares[c];
+  }
 }
 
 void MomentStore::add_pair(std::size_t pair, const double* moments, int threads) {
@@ -222,28 +248,30 @@ void MomentStore::add_pair(std::size_t pair, const double* moments, int threads)
 std::vector<double> MomentStore::pending_roots() const { return {roots_.begin(), roots_.begin() + static_cast<std::ptrdiff_t>(fill_)}; }
 
 void MomentStore::restore_pending(const std::vector<Rows>& rows, const std::vector<double>& roots) {
-  std::vector<std::vector<double>> no_shift;
-  for (const View& view : views_) no_shift.emplace_back(view.width, 0.0);
-  append(rows, 0, roots.size(), no_shift, nullptr, 1);
+  append(rows, 0, roots.size(), nullptr, 1);
   std::copy(roots.begin(), roots.end(), roots_.begin());
   weighted_ = std::any_of(roots.begin(), roots.end(), [](double root) { return root != 1.0; });
 }
 
-void MomentStore::rebase(const std::vector<std::vector<double>>& delta, double weight, int threads) {
-  reserve();
-  const std::size_t panel = schedule_.geometry().panel;
+void MomentStore::rebase(const PerView& delta, double weight, int threads) {
+  const auto column = [this](std::size_t view) { return schedule_.first_panel(view) * schedule_.geometry().panel; };
   for (std::size_t pair = 0; pair < pairs_.size(); ++pair) {
     const double* row_delta = delta[pairs_[pair].row_view].data();
     const double* col_delta = delta[pairs_[pair].col_view].data();
-    const double* row_sums = sums_.data() + schedule_.first_panel(pairs_[pair].row_view) * panel;
-    const double* col_sums = sums_.data() + schedule_.first_panel(pairs_[pair].col_view) * panel;
-    for_each_entry(pair, threads, [&](std::size_t row, std::size_t column, double& value) {
-      value += row_delta[row] * (col_sums[column] + weight * col_delta[column]) + row_sums[row] * col_delta[column];
+    const double* row_sums = sums_.data() + column(pairs_[pair].row_view);
+    const double* col_sums = sums_.data() + column(pairs_[pair].col_view);
+    for_each_entry(pair, threads, [&](std::size_t r, std::size_t c, double& value) {
+      value += row_delta[r] * (col_sums[c] + weight * col_delta[c]) + row_sums[r] * col_delta[c];
     });
   }
   for (std::size_t view = 0; view < views_.size(); ++view) {
-    double* sums = sums_.data() + schedule_.first_panel(view) * panel;
-    for (std::size_t c = 0; c < views_[view].width; ++c) sums[c] += weight * delta[view][c];
+    double* sums = sums_.data() + column(view);
+    double* squares = squares_.data() + column(view);
+    for (std::size_t c = 0; c < views_[view].width; ++c) {
+      const double d = delta[view][c];
+      squares[c] += d * (sums[c] + weight * d) + sums[c] * d;
+      sums[c] += weight * d;
+    }
   }
 }
 

@@ -11,9 +11,11 @@
 namespace streamcca {
 namespace {
 
-// A block sums 256 products, so values up to 5e17 (shifted: 1e18) stay below the float32 maximum 3.4e38;
-// in float64, 1e151 leaves room for 1e6 rows.
-constexpr double kLargest[2] = {5e17, 1e151};
+// Largest packed value in float32, root of the weight included: a block sums 256 squares, and 256 (1e18)^2 stays
+// below the maximum 3.4e38. In float64 the state sums all rows, and must stay below 1.8e308.
+constexpr double kLargest32 = 1e18;
+constexpr double kLargestSum64 = 1e306;
+constexpr double kLargestWeight = 1e12;
 constexpr std::size_t kParallelElements = 1 << 18;
 
 template <class Bits, class Value>
@@ -24,12 +26,11 @@ Bits bits_of(Value value) {
   return bits;
 }
 
-// Largest acceptable magnitude as a bit pattern of the source type.
-std::uint64_t limit_bits(DType dtype, Products products, double largest_root) {
-  const double limit = kLargest[products == Products::f64] / std::max(1.0, largest_root);
+// The largest finite value below `limit`, as a bit pattern of the source type without its sign.
+std::uint64_t limit_bits(DType dtype, double limit) {
   const float narrow = static_cast<float>(std::min(limit, 3.4028234663852886e38));
   switch (dtype) {
-    case DType::f16: return limit < 65504 ? 0 : 0x7bff;  // a limit this small comes from absurd weights
+    case DType::f16: return 0x7bff;  // 65504: never too large to be squared
     case DType::bf16: return bits_of<std::uint32_t>(narrow) >> 16;
     case DType::f32: return bits_of<std::uint32_t>(narrow);
     case DType::f64: return bits_of<std::uint64_t>(limit);
@@ -52,43 +53,41 @@ std::uint64_t largest_in(const Rows& rows, Run run, const KernelTable& kernels, 
   return largest;
 }
 
-std::string where(const FilterContext& context, std::size_t view, std::size_t row) {
+[[noreturn]] void refuse_value(double value, double limit, std::size_t view, std::size_t row, std::size_t column,
+                               const FilterContext& context) {
   std::ostringstream text;
-  text << "view '" << context.views[view].name << "', row " << row << " of the batch (row " << context.rows_before + row << " in all)";
-  return text.str();
-}
-
-[[noreturn]] void refuse_value(const Rows& rows, std::size_t view, std::size_t row, std::size_t column, const FilterContext& context) {
-  const double value = element_value(rows, row, column);
-  std::ostringstream text;
-  text << where(context, view, row) << ", column " << column << ": value is " << value << ", expected ";
-  if (std::isfinite(value)) {
-    const bool narrow = context.products == Products::f32;
-    text << "a magnitude below " << kLargest[!narrow] << " so that its square fits "
-         << (narrow ? "float32; use precision='float64' or rescale the view" : "float64; rescale the view");
-    throw Error(ErrorKind::value, text.str());
+  text << "view '" << context.views[view].name << "', row " << row << " of the batch (after " << context.rows_before
+       << " rows counted before), column " << column << ": value is ";
+  if (!std::isfinite(value)) {
+    text << (std::isnan(value) ? "nan"
+             : value > 0       ? "inf"
+                               : "-inf")
+         << ", expected a finite number; mend the rows, or pass nonfinite='skip' to leave such rows out or nonfinite='propagate' to let "
+            "them through";
+    throw Error(ErrorKind::nonfinite, text.str());
   }
-  text << "a finite number; mend the rows, or pass nonfinite='skip' to leave such rows out or nonfinite='propagate' to let them through";
-  throw Error(ErrorKind::nonfinite, text.str());
+  const bool narrow = context.products == Products::f32;
+  text << value << ", expected a magnitude below " << limit << " (with these weights) so that its square fits "
+       << (narrow ? "float32; use precision='float64' or rescale the view" : "float64; rescale the view");
+  throw Error(ErrorKind::value, text.str());
 }
 
-// Whether row `row` of one view must be left out; throws where the policy says so.
-bool is_bad_row(const Rows& rows, std::size_t view, std::size_t row, std::uint64_t limit, const FilterContext& context) {
-  if (largest_in(rows, {row, 1}, context.kernels, 1) <= limit) return false;
+// Whether a row must be left out; throws where the policy says so.
+bool is_bad_row(const Rows& rows, std::size_t view, std::size_t row, double limit, const FilterContext& context) {
+  bool bad = false;
   for (std::size_t column = 0; column < rows.cols; ++column) {
-    const Rows cell{rows.element(row, column), 1, 1, rows.row_stride, rows.col_stride, rows.dtype};
-    if (largest_in(cell, {0, 1}, context.kernels, 1) <= limit) continue;
-    if (context.nonfinite == NonFinite::raise || std::isfinite(element_value(rows, row, column))) {
-      refuse_value(rows, view, row, column, context);
-    }
+    const double value = element_value(rows, row, column);
+    if (std::fabs(value) <= limit) continue;
+    if (context.nonfinite == NonFinite::raise || std::isfinite(value)) refuse_value(value, limit, view, row, column, context);
+    bad = true;
   }
-  return true;
+  return bad;
 }
 
 void check_weight(double weight, std::size_t row) {
-  if (std::isfinite(weight) && weight >= 0) return;
+  if (weight >= 0 && weight <= kLargestWeight) return;
   std::ostringstream text;
-  text << "weights, row " << row << " of the batch: weight is " << weight << ", expected a finite number >= 0";
+  text << "weights, row " << row << " of the batch: weight is " << weight << ", expected a number from 0 to " << kLargestWeight;
   throw Error(ErrorKind::value, text.str());
 }
 
@@ -125,14 +124,17 @@ Selection select_rows(const std::vector<Rows>& rows, const double* weights, cons
   }
   if (context.nonfinite == NonFinite::propagate) return result;
 
-  // One fast pass; rows are looked at singly only when something is wrong.
+  // One fast pass; values are looked at singly only when something is wrong. What is packed is x - shift,
+  // and as long as the shift is not fixed it may become as large as any x.
+  std::vector<double> limits;
   bool any_bad = false;
-  std::vector<std::uint64_t> limits;
-  for (const Rows& view_rows : rows) {
-    limits.push_back(limit_bits(view_rows.dtype, context.products, std::sqrt(largest_weight)));
-    for (const Run& run : result.runs) {
-      any_bad = any_bad || largest_in(view_rows, run, context.kernels, context.threads) > limits.back();
-    }
+  const double total_weight = context.weight_before + static_cast<double>(count) * largest_weight;
+  const double packed =
+      context.products == Products::f32 ? kLargest32 / std::sqrt(largest_weight) : std::sqrt(kLargestSum64 / total_weight);
+  for (std::size_t view = 0; view < rows.size(); ++view) {
+    limits.push_back(context.shifts.empty() ? packed / 2 : std::max(0.0, packed - context.shifts[view]));
+    const std::uint64_t limit = limit_bits(rows[view].dtype, limits.back());
+    for (const Run& run : result.runs) any_bad = any_bad || largest_in(rows[view], run, context.kernels, context.threads) > limit;
   }
   if (!any_bad) return result;
 

@@ -29,7 +29,9 @@ struct FilterContext {
   const KernelTable& kernels;
   Products products;
   NonFinite nonfinite;
-  std::uint64_t rows_before;  // for messages: rows counted before this batch
+  const std::vector<double>& shifts;  // largest magnitude of each view's shift; empty if not fixed yet
+  std::uint64_t rows_before;          // for messages: rows counted before this batch
+  double weight_before;
   int threads;
 };
 

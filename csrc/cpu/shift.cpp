@@ -24,14 +24,11 @@ double column_shift(const double* column, std::size_t rows, std::size_t stride) 
 
 }  // namespace
 
-std::vector<double> choose_shift(const std::vector<double>& values, std::size_t rows, std::size_t width, Products products) {
-  std::vector<double> shift(width, 0.0);
-  if (rows == 0) return shift;
+void choose_shift(const double* values, std::size_t rows, std::size_t width, Products products, double* shift) {
   for (std::size_t c = 0; c < width; ++c) {
-    shift[c] = column_shift(values.data() + c, rows, width);
+    shift[c] = rows ? column_shift(values + c, rows, width) : 0;
     if (products == Products::f32) shift[c] = static_cast<double>(static_cast<float>(shift[c]));
   }
-  return shift;
 }
 
 }  // namespace streamcca

@@ -2,83 +2,104 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+
+#include "linalg/error_bound.h"
 
 namespace streamcca {
 namespace {
 
-void scale_rows(Matrix* m, const std::vector<double>& eigenvalues, double power) {
-  for (std::size_t i = 0; i < m->rows; ++i) {
-    const double factor = std::pow(eigenvalues[i], power);
-    for (std::size_t j = 0; j < m->cols; ++j) m->column(j)[i] *= factor;
-  }
+std::vector<double> power(std::vector<double> values, double exponent) {
+  for (double& value : values) value = std::pow(value, exponent);
+  return values;
 }
 
-void scale_columns(Matrix* m, const std::vector<double>& eigenvalues, double power) {
-  for (std::size_t j = 0; j < m->cols; ++j) {
-    const double factor = std::pow(eigenvalues[j], power);
-    for (std::size_t i = 0; i < m->rows; ++i) m->column(j)[i] *= factor;
-  }
-}
-
-Matrix leading_columns(Matrix m, std::size_t count) {
-  m.values.resize(m.rows * count);
-  m.cols = count;
-  return m;
-}
-
-Matrix transpose(const Matrix& m) {
-  Matrix t(m.cols, m.rows);
-  for (std::size_t j = 0; j < m.cols; ++j) {
-    for (std::size_t i = 0; i < m.rows; ++i) t.column(i)[j] = m.column(j)[i];
-  }
-  return t;
+std::vector<double> inverse_or_zero(std::vector<double> values) {
+  for (double& value : values) value = value > 0 ? 1 / value : 0;
+  return values;
 }
 
 // Signs are arbitrary; the largest x weight of every variate is made positive, so that runs can be compared.
-void fix_signs(Cca* r) {
-  for (std::size_t i = 0; i < r->correlations.size(); ++i) {
-    const double* a = r->x_weights.column(i);
-    const double* largest = std::max_element(a, a + r->x_weights.rows, [](double p, double q) { return std::fabs(p) < std::fabs(q); });
-    if (r->x_weights.rows == 0 || *largest >= 0) continue;
-    for (Matrix* m : {&r->x_weights, &r->y_weights, &r->x_coordinates, &r->y_coordinates}) {
+void fix_signs(Variates* v) {
+  for (std::size_t i = 0; i < v->correlations.size(); ++i) {
+    const double* a = v->x_weights.column(i);
+    const double* largest = std::max_element(a, a + v->x_weights.rows, [](double p, double q) { return std::fabs(p) < std::fabs(q); });
+    if (*largest >= 0) continue;
+    for (Matrix* m : {&v->x_weights, &v->y_weights, &v->x_coordinates, &v->y_coordinates}) {
       std::transform(m->column(i), m->column(i) + m->rows, m->column(i), [](double value) { return -value; });
     }
   }
 }
 
+// alpha_i = sum_j |cov(variate_i, neuron_j)| (Morcos, Raghu & Bengio 2018), normalized.
+std::vector<double> projection_shares(const Matrix& neuron_loadings) {
+  std::vector<double> shares(neuron_loadings.cols, 0.0);
+  for (std::size_t i = 0; i < shares.size(); ++i) {
+    for (std::size_t j = 0; j < neuron_loadings.rows; ++j) shares[i] += std::fabs(neuron_loadings.column(i)[j]);
+  }
+  const double total = std::accumulate(shares.begin(), shares.end(), 0.0);
+  for (double& share : shares) share /= total;
+  return shares;
+}
+
 }  // namespace
 
-Cca correlate(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross) {
-  const Matrix projected = multiply(lapack, x.vectors, true, cross, false);
-  Matrix core = multiply(lapack, projected, false, y.vectors, false);
-  scale_rows(&core, x.eigenvalues, -0.5);
-  scale_columns(&core, y.eigenvalues, -0.5);
+Variates canonical_variates(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross) {
+  const std::vector<double> x_root = power(x.eigenvalues, -0.5), y_root = power(y.eigenvalues, -0.5);
+  Matrix core = multiply(lapack, multiply_transposed(lapack, x.vectors, cross), y.vectors);
+  scale_rows(&core, x_root);
+  scale_columns(&core, y_root);
   Svd svd = thin_svd(lapack, std::move(core));
 
-  Cca result;
-  result.correlations = svd.s;
-  for (double& rho : result.correlations) rho = std::min(1.0, std::max(0.0, rho));
-  const std::size_t m = result.correlations.size();
-  result.x_coordinates = leading_columns(std::move(svd.u), m);
-  result.y_coordinates = transpose(svd.vt);
-  scale_rows(&result.x_coordinates, x.eigenvalues, -0.5);
-  scale_rows(&result.y_coordinates, y.eigenvalues, -0.5);
-  result.x_weights = multiply(lapack, x.vectors, false, result.x_coordinates, false);
-  result.y_weights = multiply(lapack, y.vectors, false, result.y_coordinates, false);
-  fix_signs(&result);
+  Variates v;
+  v.correlations = std::move(svd.s);
+  for (double& rho : v.correlations) rho = std::min(1.0, std::max(0.0, rho));
+  v.x_coordinates = std::move(svd.u);
+  v.y_coordinates = transpose(svd.vt);
+  scale_rows(&v.x_coordinates, x_root);
+  scale_rows(&v.y_coordinates, y_root);
+  v.x_weights = multiply(lapack, x.vectors, v.x_coordinates);
+  v.y_weights = multiply(lapack, y.vectors, v.y_coordinates);
+  fix_signs(&v);
+  return v;
+}
+
+Matrix loadings(const Lapack& lapack, const TruncatedView& view, const Matrix& coordinates) {
+  // cov(x, variate) = V L V' a = V L coordinates, since the variate lies in the kept subspace.
+  Matrix scaled = coordinates;
+  scale_rows(&scaled, view.eigenvalues);
+  Matrix result = multiply(lapack, view.vectors, scaled);
+  scale_rows(&result, view.scale);
   return result;
 }
 
-std::vector<double> projection_weights(const Lapack& lapack, const TruncatedView& view, const Matrix& coordinates) {
-  // cov(x, variate) = V L V' a = V L coordinates, since the variate lies in the kept subspace.
-  Matrix loadings = coordinates;
-  scale_rows(&loadings, view.eigenvalues, 1.0);
-  const Matrix covariances = multiply(lapack, view.vectors, false, loadings, false);
-  std::vector<double> weights(coordinates.cols, 0.0);
-  for (std::size_t i = 0; i < coordinates.cols; ++i) {
-    for (std::size_t j = 0; j < view.width; ++j) weights[i] += std::fabs(covariances.column(i)[j]) * view.scale[j];
+Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross, MeanOver mean_over) {
+  const std::vector<double> x_unscale = inverse_or_zero(x.scale), y_unscale = inverse_or_zero(y.scale);
+  scale_rows(&cross, x_unscale);
+  scale_columns(&cross, y_unscale);
+  Variates v = canonical_variates(lapack, x, y, cross);
+
+  Comparison result;
+  ErrorBound bound;
+  if (mean_over == MeanOver::correlations) {
+    result.shares.assign(v.correlations.size(), 1.0 / static_cast<double>(v.correlations.size()));
+    bound = error_bound(lapack, x, y, cross, v, result.shares);
+  } else {
+    const bool of_x = mean_over == MeanOver::projection_x;
+    const Matrix l = of_x ? loadings(lapack, x, v.x_coordinates) : loadings(lapack, y, v.y_coordinates);
+    result.shares = projection_shares(l);
+    bound = projection_error_bound(lapack, x, y, cross, v, result.shares, l, of_x);
   }
-  return weights;
+  result.mean = std::inner_product(result.shares.begin(), result.shares.end(), v.correlations.begin(), 0.0);
+  result.mean_error_bound = bound.mean;
+  result.shares_error_bound = bound.shares;
+  result.correlation_error_bounds = std::move(bound.correlations);
+  result.correlations = std::move(v.correlations);
+  result.x_weights = std::move(v.x_weights);
+  result.y_weights = std::move(v.y_weights);
+  scale_rows(&result.x_weights, x_unscale);
+  scale_rows(&result.y_weights, y_unscale);
+  return result;
 }
 
 }  // namespace streamcca

@@ -1,4 +1,4 @@
-// Canonical correlation analysis of two truncated views.
+// Canonical correlation analysis of two truncated views, with projection weights and error bounds.
 #pragma once
 #include <vector>
 
@@ -7,8 +7,12 @@
 
 namespace streamcca {
 
+// How the mean weighs the correlations: all alike (CCA, SVCCA), or by how much of one view's neurons each
+// variate accounts for (PWCCA).
+enum class MeanOver { correlations, projection_x, projection_y };
+
 // Canonical variates in working coordinates (see TruncatedView): (x / scale_x) * a has unit variance.
-struct Cca {
+struct Variates {
   std::vector<double> correlations;  // m = min(kx, ky), descending, in [0, 1]
   Matrix x_coordinates;              // kx x m: a = x.vectors * x_coordinates
   Matrix y_coordinates;              // ky x m
@@ -16,12 +20,24 @@ struct Cca {
   Matrix y_weights;                  // dy x m, b
 };
 
-// correlations = singular values of Lx^-1/2 Vx' Sxy Vy Ly^-1/2 (Bjorck & Golub 1973 in moment form).
-// `cross` is the dx x dy cross covariance in working coordinates.
-Cca correlate(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross);
+struct Comparison {
+  double mean = 0;                   // sum of shares * correlations
+  double mean_error_bound = 0;       // of rounding alone, for fixed shares
+  double shares_error_bound = 0;     // what the rounding of PWCCA's shares adds
+  std::vector<double> correlations;  // m, descending
+  std::vector<double> correlation_error_bounds;
+  std::vector<double> shares;   // weights of the mean, summing to 1
+  Matrix x_weights, y_weights;  // d x m, in the neurons' own units
+};
 
-// Projection weights of PWCCA (Morcos, Raghu & Bengio 2018): alpha_i = sum_j |cov(variate_i, neuron_j)|, over
-// the neurons of one view in their original units; `coordinates` are that view's.
-std::vector<double> projection_weights(const Lapack& lapack, const TruncatedView& view, const Matrix& coordinates);
+// `cross` is the dx x dy cross covariance in the neurons' own units.
+Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross, MeanOver mean_over);
+
+// correlations = singular values of Lx^-1/2 Vx' Sxy Vy Ly^-1/2 (Bjorck & Golub 1973 in moment form); `cross` in
+// working coordinates.
+Variates canonical_variates(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross);
+
+// Covariances of the neurons of a view (rows, in their own units) with its m variates.
+Matrix loadings(const Lapack& lapack, const TruncatedView& view, const Matrix& coordinates);
 
 }  // namespace streamcca

@@ -3,48 +3,53 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
+
+#include "core/units.h"
 
 namespace streamcca {
 namespace {
 
-constexpr double kUnit = 1.1102230246251565e-16;  // 2^-53
-constexpr double kSafety = 8;                     // standard deviations
-constexpr double kSvdBackward = 16;               // of the final SVD, in unit roundoffs times k^(1/2)
+constexpr double kSafety = 8;        // standard deviations
+constexpr double kSvdBackward = 16;  // of the final SVD, in unit roundoffs times k^(1/2)
 constexpr int kProbes = 12;
 
 double square(double x) { return x * x; }
 
-// One side of the problem, with what both bounds need. a_i = V w_i are its canonical weights.
+// One side of the problem, with what all bounds need. a_i = V w_i are its canonical weights.
 struct Side {
   const Lapack& lapack;
   const TruncatedView& view;
-  const Matrix& weights;      // d x m, a
-  const Matrix& coordinates;  // k x m, w
-  std::vector<double> size;   // d, sqrt(relative) * sqrt(raw): cov errors have deviation size_i size_j
-  double solver;              // d, deviation of an entry of LAPACK's backward error
+  const Matrix& weights;           // d x m, a
+  const Matrix& coordinates;       // k x m, w
+  std::vector<double> size;        // d: errors of the covariance have deviation size_i size_j
+  double solver;                   // deviation of an entry of LAPACK's backward error
+  std::vector<double> noise;       // m, |D a_i|^2 with D = diag(size)
+  std::vector<double> length;      // m, |a_i|^2
+  std::vector<double> directions;  // k, |D v_p|^2
 
   Side(const Lapack& l, const TruncatedView& v, const Matrix& a, const Matrix& w) : lapack(l), view(v), weights(a), coordinates(w) {
-    for (double raw : v.uncertainty.raw) size.push_back(std::sqrt(v.uncertainty.relative * raw));
-    // A symmetric matrix of independent entries has norm 2 sqrt(d) times their deviation.
-    solver = v.backward_error / (2 * std::sqrt(static_cast<double>(v.width)));
+    for (double raw : v.error.raw) size.push_back(std::sqrt(v.error.relative * raw));
+    // A symmetric matrix of independent entries has norm 2 sqrt(d) times their deviation; twice that, since for
+    // a few neurons the solver's error is no such matrix.
+    solver = v.backward_error / std::sqrt(static_cast<double>(v.width));
+    noise = norms(a, size);
+    length = norms(a, std::vector<double>(v.width, 1.0));
+    directions = norms(v.vectors, size);
   }
-  double gap(std::size_t p) const { return std::max(view.eigenvalues[p] - view.next_eigenvalue, kUnit * view.eigenvalues[0]); }
+
+  double gap(std::size_t p) const { return std::max(view.eigenvalues[p] - view.next_eigenvalue, kUnit64 * view.eigenvalues[0]); }
+
+  static std::vector<double> norms(const Matrix& m, const std::vector<double>& sizes) {
+    std::vector<double> result(m.cols, 0.0);
+    for (std::size_t j = 0; j < m.cols; ++j) {
+      for (std::size_t i = 0; i < m.rows; ++i) result[j] += square(sizes[i] * m.column(j)[i]);
+    }
+    return result;
+  }
 };
 
-Matrix times(const Lapack& l, const Matrix& a, const Matrix& b) { return multiply(l, a, false, b, false); }
-Matrix transposed_times(const Lapack& l, const Matrix& a, const Matrix& b) { return multiply(l, a, true, b, false); }
-
-void scale_rows(Matrix* m, const std::vector<double>& factors) {
-  for (std::size_t j = 0; j < m->cols; ++j) {
-    for (std::size_t i = 0; i < m->rows; ++i) m->column(j)[i] *= factors[i];
-  }
-}
-
-double sum_of_squares(const Matrix& m) {
-  double total = 0;
-  for (double value : m.values) total += value * value;
-  return total;
-}
+double sum_of_squares(const Matrix& m) { return std::inner_product(m.values.begin(), m.values.end(), m.values.begin(), 0.0); }
 
 // Fixed pseudo-random signs: E |G z|^2 = |G|_F^2, so a few products with vectors measure a gradient
 // that is never formed (Hutchinson). Fixed, so that equal moments give equal bounds.
@@ -63,28 +68,25 @@ Matrix signs(std::size_t rows) {
 // where the turn moves a_i by V_rest C w_i, C_jp = v_j' E v_p / (lambda_p - lambda_j), and adds
 // (V_rest C w_i)' Sxy b_i. The gradient is  -1/2 A diag(share rho) A' + R diag(share) W' diag(1/gap) V',
 // R = (I - V V') Sxy B; using the gap to the first discarded direction for all j enlarges the turn.
-// `cross` has this side's neurons as rows unless `transposed`.
-double own_variance(const Side& side, const Side& other, const Matrix& cross, bool transposed, const Cca& cca,
-                    const std::vector<double>& shares, const std::vector<double>& size) {
+// `cross` has this side's neurons as rows.
+double own_variance(const Side& side, const Side& other, const Matrix& cross, const Variates& v, const std::vector<double>& shares,
+                    const std::vector<double>& size) {
   const Lapack& l = side.lapack;
   Matrix z = signs(side.view.width);
   scale_rows(&z, size);
+  Matrix within = multiply_transposed(l, side.weights, z);
+  Matrix turned = multiply_transposed(l, side.view.vectors, z);
+  std::vector<double> inverse_gaps, pull;
+  for (std::size_t p = 0; p < side.view.rank; ++p) inverse_gaps.push_back(1 / side.gap(p));
+  for (std::size_t i = 0; i < shares.size(); ++i) pull.push_back(-0.5 * shares[i] * v.correlations[i]);
+  scale_rows(&within, pull);
+  scale_rows(&turned, inverse_gaps);
+  Matrix mixed = multiply_transposed(l, side.coordinates, turned);
+  scale_rows(&mixed, shares);
 
-  Matrix within = transposed_times(l, side.weights, z);
-  Matrix turned = transposed_times(l, side.view.vectors, z);
-  for (std::size_t j = 0; j < turned.cols; ++j) {
-    for (std::size_t p = 0; p < turned.rows; ++p) turned.column(j)[p] /= side.gap(p);
-  }
-  Matrix mixed = transposed_times(l, side.coordinates, turned);
-  for (std::size_t j = 0; j < within.cols; ++j) {
-    for (std::size_t i = 0; i < within.rows; ++i) {
-      within.column(j)[i] *= -0.5 * shares[i] * cca.correlations[i];
-      mixed.column(j)[i] *= shares[i];
-    }
-  }
-  Matrix gradient = times(l, side.weights, within);
-  const Matrix outside = multiply(l, cross, transposed, times(l, other.weights, mixed), false);
-  const Matrix inside = times(l, side.view.vectors, transposed_times(l, side.view.vectors, outside));
+  Matrix gradient = multiply(l, side.weights, within);
+  const Matrix outside = multiply(l, cross, multiply(l, other.weights, mixed));
+  const Matrix inside = multiply(l, side.view.vectors, multiply_transposed(l, side.view.vectors, outside));
   for (std::size_t i = 0; i < gradient.values.size(); ++i) gradient.values[i] += outside.values[i] - inside.values[i];
   scale_rows(&gradient, size);
   return 2 * sum_of_squares(gradient) / kProbes;  // 2: both triangles carry the same error
@@ -93,62 +95,54 @@ double own_variance(const Side& side, const Side& other, const Matrix& cross, bo
 double cross_variance(const Side& x, const Side& y, const std::vector<double>& shares) {
   Matrix z = signs(y.view.width);
   scale_rows(&z, y.size);
-  Matrix inner = transposed_times(x.lapack, y.weights, z);
-  for (std::size_t j = 0; j < inner.cols; ++j) {
-    for (std::size_t i = 0; i < inner.rows; ++i) inner.column(j)[i] *= shares[i];
-  }
-  Matrix outer = times(x.lapack, x.weights, inner);
+  Matrix inner = multiply_transposed(x.lapack, y.weights, z);
+  scale_rows(&inner, shares);
+  Matrix outer = multiply(x.lapack, x.weights, inner);
   scale_rows(&outer, x.size);
   return sum_of_squares(outer) / kProbes;
 }
 
-// |D a_i|^2, with D the deviations.
-double weighted_norm(const Side& side, std::size_t i) {
-  double total = 0;
-  for (std::size_t j = 0; j < side.view.width; ++j) total += square(side.size[j] * side.weights.column(i)[j]);
-  return total;
-}
-
-double plain_norm(const Side& side, std::size_t i) {
-  double total = 0;
-  for (std::size_t j = 0; j < side.view.width; ++j) total += square(side.weights.column(i)[j]);
-  return total;
-}
-
-// |D v_p|^2 for every kept direction.
-std::vector<double> direction_sizes(const Side& side) {
-  std::vector<double> result(side.view.rank, 0.0);
-  for (std::size_t p = 0; p < side.view.rank; ++p) {
-    for (std::size_t j = 0; j < side.view.width; ++j) result[p] += square(side.size[j] * side.view.vectors.column(p)[j]);
-  }
-  return result;
-}
-
 // Variance of one correlation through this side. What the discarded directions can say about the other
 // variate is at most next_eigenvalue * (1 - rho^2), since its variance is 1 and the kept ones explain rho^2.
-double single_variance(const Side& side, const std::vector<double>& directions, std::size_t i, double rho, double norm) {
+double single_variance(const Side& side, std::size_t i, double rho) {
   double turn = 0, solver_turn = 0;
   for (std::size_t p = 0; p < side.view.rank; ++p) {
     const double w = square(side.coordinates.column(i)[p] / side.gap(p));
-    turn += w * directions[p];
+    turn += w * side.directions[p];
     solver_turn += w;
   }
-  const double largest = side.size.empty() ? 0 : square(*std::max_element(side.size.begin(), side.size.end()));
+  const double largest = square(*std::max_element(side.size.begin(), side.size.end()));
   const double unexplained = side.view.next_eigenvalue * (1 - square(rho));
-  const double within = 0.25 * square(rho) * (square(norm) + square(side.solver * plain_norm(side, i)));
+  const double within = 0.25 * (square(side.noise[i]) + square(side.solver * side.length[i]));
   return 2 * (within + unexplained * (largest * turn + square(side.solver) * solver_turn));
 }
 
-// Correlations that lie closer than their errors mix: c of them spread by up to 2 sqrt(c) deviations.
-void widen_clusters(const std::vector<double>& rho, std::vector<double>* deviations) {
-  const std::vector<double> alone = *deviations;
-  const std::size_t m = rho.size();
-  for (std::size_t i = 0; i < m; ++i) {
-    const double reach = 4 * alone[i] * std::sqrt(static_cast<double>(m));
-    const auto begin = std::partition_point(rho.begin(), rho.end(), [&](double r) { return r > rho[i] + reach; });
-    const auto end = std::partition_point(rho.begin(), rho.end(), [&](double r) { return r >= rho[i] - reach; });
-    (*deviations)[i] *= std::max(1.0, 0.5 * std::sqrt(static_cast<double>(end - begin)));
+// The bound is largest where a correlation itself may be smaller than it was computed (next to 1, 1 - rho^2
+// vanishes), so it is taken at the lower end of the interval that it gives.
+double single_deviation(const Side& x, const Side& y, std::size_t i, double rho) {
+  double deviation = 0;
+  for (int round = 0; round < 3; ++round) {
+    const double low = std::max(0.0, rho - kSafety * deviation);
+    deviation = std::sqrt(x.noise[i] * y.noise[i] + single_variance(x, i, low) + single_variance(y, i, low));
   }
+  return deviation;
+}
+
+// Correlations that lie closer than their errors mix: each of c such moves by up to sqrt(c) of the largest
+// deviation among them.
+std::vector<double> widen_clusters(const std::vector<double>& rho, const std::vector<double>& alone) {
+  std::vector<double> result = alone;
+  const double reach = 4 * std::sqrt(static_cast<double>(rho.size()));
+  for (std::size_t i = 0; i < rho.size(); ++i) {
+    double members = 0, largest = alone[i];
+    for (std::size_t j = 0; j < rho.size(); ++j) {
+      if (std::fabs(rho[i] - rho[j]) > reach * std::max(alone[i], alone[j])) continue;
+      ++members;
+      largest = std::max(largest, alone[j]);
+    }
+    result[i] = largest * std::max(1.0, 0.5 * std::sqrt(members));
+  }
+  return result;
 }
 
 // Correlations within their error of 1 are cut off there, so their errors all point down and do not average out.
@@ -160,30 +154,98 @@ double clipping_bias(const std::vector<double>& rho, const std::vector<double>& 
   return bias;
 }
 
+// Collects what turning variates into each other does to a mean: turns of known small deviation, and turns
+// that are wholly undetermined because the correlations tie within their errors.
+class Turns {
+ public:
+  // `angle2`: variance of the angle, to first order; `effect`: change of the mean by a unit angle.
+  void add(double angle2, double effect) { (angle2 < 1 ? small_ : free_) += square(effect) * std::min(1.0, angle2); }
+  // A free turn is no Gaussian: it cannot exceed its spread. Observed changes stay below a tenth of it.
+  double bound() const { return kSafety * std::sqrt(small_) + std::sqrt(free_); }
+
+ private:
+  double small_ = 0, free_ = 0;
+};
+
+// What moving shares add to the error of the mean f = sum alpha_i rho_i / sum alpha. A small error turns variate i
+// towards j by an angle of deviation tau sqrt(rho_i^2 + rho_j^2) / |rho_i^2 - rho_j^2|, where tau is the error of
+// one entry of the core matrix; then
+//   d alpha_i = angle * beta_ij,  beta_ij = sum_neurons sign(loading_i) loading_j,
+// and f moves by [(rho_i - f) beta_ij - (rho_j - f) beta_ji] * angle / sum alpha. Kept directions outside the m
+// variates count as partners of correlation 0.
+double moving_shares_bound(const Side& side, const Side& other, const Variates& v, const std::vector<double>& shares, const Matrix& loads) {
+  const std::size_t m = shares.size();
+  const std::vector<double>& rho = v.correlations;
+  Matrix sign = loads;
+  for (double& value : sign.values) value = value < 0 ? -1 : 1;
+  const Matrix beta = multiply_transposed(side.lapack, sign, loads);
+  double total = 0;
+  for (std::size_t i = 0; i < m; ++i) total += beta.column(i)[i];
+  const double mean = std::inner_product(shares.begin(), shares.end(), rho.begin(), 0.0);
+  const auto core_variance = [&](std::size_t i, std::size_t j) {
+    const double solver = square(side.solver) * side.length[i] * side.length[j] + square(other.solver) * other.length[i] * other.length[j];
+    return (side.noise[i] + other.noise[i]) * (side.noise[j] + other.noise[j]) + solver + square(kUnit64);
+  };
+  Turns turns;
+  for (std::size_t i = 0; i < m; ++i) {
+    for (std::size_t j = 0; j < i; ++j) {
+      const double distance = std::max(kUnit64, std::fabs(square(rho[i]) - square(rho[j])));
+      const double effect = ((rho[i] - mean) * beta.column(j)[i] - (rho[j] - mean) * beta.column(i)[j]) / total;
+      turns.add(core_variance(i, j) * (square(rho[i]) + square(rho[j])) / square(distance), effect);
+    }
+  }
+  if (side.view.rank == m) return turns.bound();
+
+  // All kept directions, in the basis of the eigenvectors: what the m variates do not span is the rest.
+  Matrix all = sign;
+  scale_rows(&all, side.view.scale);
+  all = multiply_transposed(side.lapack, side.view.vectors, all);
+  std::vector<double> roots = side.view.eigenvalues;
+  for (double& root : roots) root = std::sqrt(root);
+  scale_rows(&all, roots);
+  for (std::size_t i = 0; i < m; ++i) {
+    double rest = 0, core = 0;
+    for (std::size_t p = 0; p < all.rows; ++p) rest += square(all.column(i)[p]);
+    for (std::size_t j = 0; j < m; ++j) {
+      rest -= square(beta.column(j)[i]);
+      core = std::max(core, core_variance(i, j));
+    }
+    turns.add(core / square(std::max(rho[i], kUnit64)), (rho[i] - mean) / total * std::sqrt(std::max(0.0, rest)));
+  }
+  return turns.bound();
+}
+
+double mean_variance(const Side& x, const Side& y, const Matrix& cross, const Variates& v, const std::vector<double>& shares) {
+  const std::vector<double> x_solver(x.view.width, std::sqrt(x.solver)), y_solver(y.view.width, std::sqrt(y.solver));
+  const Matrix transposed = transpose(cross);
+  return cross_variance(x, y, shares) + own_variance(x, y, cross, v, shares, x.size) + own_variance(x, y, cross, v, shares, x_solver) +
+         own_variance(y, x, transposed, v, shares, y.size) + own_variance(y, x, transposed, v, shares, y_solver);
+}
+
+ErrorBound bound_of(const Side& x, const Side& y, const Variates& v, const std::vector<double>& shares, double variance) {
+  const double floor = kSvdBackward * kUnit64 * std::sqrt(static_cast<double>(std::max(x.view.rank, y.view.rank)));
+  std::vector<double> deviations;
+  for (std::size_t i = 0; i < shares.size(); ++i) deviations.push_back(single_deviation(x, y, i, v.correlations[i]));
+  deviations = widen_clusters(v.correlations, deviations);
+  ErrorBound bound;
+  for (double deviation : deviations) bound.correlations.push_back(std::min(1.0, kSafety * deviation + floor));
+  bound.mean = std::min(1.0, kSafety * std::sqrt(variance) + clipping_bias(v.correlations, deviations, shares) + floor);
+  return bound;
+}
+
 }  // namespace
 
-ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross, const Cca& cca,
+ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross, const Variates& v,
                        const std::vector<double>& shares) {
-  const Side sx(lapack, x, cca.x_weights, cca.x_coordinates), sy(lapack, y, cca.y_weights, cca.y_coordinates);
-  const std::size_t m = cca.correlations.size();
-  const double floor = kSvdBackward * kUnit * std::sqrt(static_cast<double>(std::max(x.rank, y.rank)));
+  const Side sx(lapack, x, v.x_weights, v.x_coordinates), sy(lapack, y, v.y_weights, v.y_coordinates);
+  return bound_of(sx, sy, v, shares, mean_variance(sx, sy, cross, v, shares));
+}
 
-  ErrorBound bound;
-  std::vector<double> deviations(m);
-  const std::vector<double> x_directions = direction_sizes(sx), y_directions = direction_sizes(sy);
-  for (std::size_t i = 0; i < m; ++i) {
-    const double rho = cca.correlations[i], nx = weighted_norm(sx, i), ny = weighted_norm(sy, i);
-    deviations[i] = std::sqrt(nx * ny + single_variance(sx, x_directions, i, rho, nx) + single_variance(sy, y_directions, i, rho, ny));
-  }
-  widen_clusters(cca.correlations, &deviations);
-  for (double deviation : deviations) bound.correlations.push_back(std::min(1.0, kSafety * deviation + floor));
-
-  const std::vector<double> x_solver(x.width, std::sqrt(sx.solver)), y_solver(y.width, std::sqrt(sy.solver));
-  const double variance = cross_variance(sx, sy, shares) + own_variance(sx, sy, cross, false, cca, shares, sx.size) +
-                          own_variance(sy, sx, cross, true, cca, shares, sy.size) +
-                          own_variance(sx, sy, cross, false, cca, shares, x_solver) +
-                          own_variance(sy, sx, cross, true, cca, shares, y_solver);
-  bound.mean = std::min(1.0, kSafety * std::sqrt(variance) + clipping_bias(cca.correlations, deviations, shares) + floor);
+ErrorBound projection_error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross,
+                                  const Variates& v, const std::vector<double>& shares, const Matrix& loadings, bool of_x) {
+  const Side sx(lapack, x, v.x_weights, v.x_coordinates), sy(lapack, y, v.y_weights, v.y_coordinates);
+  ErrorBound bound = bound_of(sx, sy, v, shares, mean_variance(sx, sy, cross, v, shares));
+  bound.shares = of_x ? moving_shares_bound(sx, sy, v, shares, loadings) : moving_shares_bound(sy, sx, v, shares, loadings);
   return bound;
 }
 

@@ -8,12 +8,18 @@
 namespace streamcca {
 
 struct ErrorBound {
-  double mean = 0;                   // of sum_i shares_i rho_i
+  double mean = 0;                   // of sum_i shares_i rho_i, for fixed shares
+  double shares = 0;                 // what shares that move with the covariances add
   std::vector<double> correlations;  // of each rho_i
 };
 
-// `shares` are the weights of the mean (1/m each, or PWCCA's), summing to 1. `cross` as in correlate().
-ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross, const Cca& cca,
+// `shares` are fixed weights of the mean, summing to 1. `cross` in working coordinates.
+ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross, const Variates& v,
                        const std::vector<double>& shares);
+
+// The same where the shares are PWCCA's and move with the covariances: they are sums of absolute `loadings`
+// of one side's neurons, and when two variates mix, so do their loadings.
+ErrorBound projection_error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross,
+                                  const Variates& v, const std::vector<double>& shares, const Matrix& loadings, bool of_x);
 
 }  // namespace streamcca

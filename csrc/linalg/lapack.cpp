@@ -28,6 +28,17 @@ void reverse_columns(Matrix* m) {
   for (std::size_t i = 0, j = m->cols; i + 1 < j--; ++i) std::swap_ranges(m->column(i), m->column(i) + m->rows, m->column(j));
 }
 
+Matrix product(const Lapack& lapack, char transpose_a, const Matrix& a, const Matrix& b, std::size_t rows, std::size_t inner) {
+  Matrix c(rows, b.cols);
+  if (c.values.empty() || inner == 0) return c;
+  char plain = 'N';
+  int m = lapack_int(rows), n = lapack_int(b.cols), k = lapack_int(inner), lda = lapack_int(a.rows), ldb = lapack_int(b.rows);
+  double one = 1, zero = 0;
+  lapack.dgemm(&transpose_a, &plain, &m, &n, &k, &one, const_cast<double*>(a.values.data()), &lda, const_cast<double*>(b.values.data()),
+               &ldb, &zero, c.values.data(), &m);
+  return c;
+}
+
 Matrix leading_by_divide_and_conquer(const Lapack& lapack, const Matrix& a, std::size_t count, std::vector<double>* eigenvalues) {
   Matrix z = a;
   int n = lapack_int(a.rows), info = 0, work_size = -1, int_work_size = -1, int_work_query = 0;
@@ -35,7 +46,7 @@ Matrix leading_by_divide_and_conquer(const Lapack& lapack, const Matrix& a, std:
   char job = 'V', uplo = 'L';
   std::vector<double> w(a.rows);
   lapack.dsyevd(&job, &uplo, &n, z.values.data(), &n, w.data(), &work_query, &work_size, &int_work_query, &int_work_size, &info);
-  work_size = static_cast<int>(work_query);
+  work_size = lapack_int(static_cast<std::size_t>(work_query));
   int_work_size = int_work_query;
   std::vector<double> work(static_cast<std::size_t>(work_size));
   std::vector<int> int_work(static_cast<std::size_t>(int_work_size));
@@ -50,17 +61,28 @@ Matrix leading_by_divide_and_conquer(const Lapack& lapack, const Matrix& a, std:
 
 }  // namespace
 
-Matrix multiply(const Lapack& lapack, const Matrix& a, bool transpose_a, const Matrix& b, bool transpose_b) {
-  Matrix c(transpose_a ? a.cols : a.rows, transpose_b ? b.rows : b.cols);
-  const std::size_t inner = transpose_a ? a.rows : a.cols;
-  if (c.values.empty() || inner == 0) return c;
-  char ta = transpose_a ? 'T' : 'N', tb = transpose_b ? 'T' : 'N';
-  int m = lapack_int(c.rows), n = lapack_int(c.cols), k = lapack_int(inner);
-  int lda = lapack_int(a.rows), ldb = lapack_int(b.rows);
-  double one = 1, zero = 0;
-  lapack.dgemm(&ta, &tb, &m, &n, &k, &one, const_cast<double*>(a.values.data()), &lda, const_cast<double*>(b.values.data()), &ldb, &zero,
-               c.values.data(), &m);
-  return c;
+Matrix multiply(const Lapack& lapack, const Matrix& a, const Matrix& b) { return product(lapack, 'N', a, b, a.rows, a.cols); }
+
+Matrix multiply_transposed(const Lapack& lapack, const Matrix& a, const Matrix& b) { return product(lapack, 'T', a, b, a.cols, a.rows); }
+
+Matrix transpose(const Matrix& m) {
+  Matrix t(m.cols, m.rows);
+  for (std::size_t j = 0; j < m.cols; ++j) {
+    for (std::size_t i = 0; i < m.rows; ++i) t.column(i)[j] = m.column(j)[i];
+  }
+  return t;
+}
+
+void scale_rows(Matrix* m, const std::vector<double>& factors) {
+  for (std::size_t j = 0; j < m->cols; ++j) {
+    for (std::size_t i = 0; i < m->rows; ++i) m->column(j)[i] *= factors[i];
+  }
+}
+
+void scale_columns(Matrix* m, const std::vector<double>& factors) {
+  for (std::size_t j = 0; j < m->cols; ++j) {
+    for (std::size_t i = 0; i < m->rows; ++i) m->column(j)[i] *= factors[j];
+  }
 }
 
 Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
@@ -72,7 +94,7 @@ Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
   t.tau.resize(a.rows);
   double work_query = 0;
   lapack.dsytrd(&uplo, &n, a.values.data(), &n, t.diagonal.data(), t.off_diagonal.data(), t.tau.data(), &work_query, &work_size, &info);
-  work_size = static_cast<int>(work_query);
+  work_size = lapack_int(static_cast<std::size_t>(work_query));
   std::vector<double> work(static_cast<std::size_t>(work_size));
   lapack.dsytrd(&uplo, &n, a.values.data(), &n, t.diagonal.data(), t.off_diagonal.data(), t.tau.data(), work.data(), &work_size, &info);
   check("dsytrd", info);
@@ -106,7 +128,7 @@ Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, const Ma
   auto* reflectors = const_cast<double*>(t.reflectors.values.data());
   auto* tau = const_cast<double*>(t.tau.data());
   lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z.values.data(), &n, &work_query, &work_size, &info);
-  work_size = static_cast<int>(work_query);
+  work_size = lapack_int(static_cast<std::size_t>(work_query));
   work.resize(static_cast<std::size_t>(work_size));
   lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z.values.data(), &n, work.data(), &work_size, &info);
   check("dormtr", info);
@@ -126,7 +148,7 @@ Svd thin_svd(const Lapack& lapack, Matrix a) {
   std::vector<int> int_work(8 * rank);
   lapack.dgesdd(&job, &m, &n, a.values.data(), &m, result.s.data(), result.u.values.data(), &m, result.vt.values.data(), &r, &work_query,
                 &work_size, int_work.data(), &info);
-  work_size = static_cast<int>(work_query);
+  work_size = lapack_int(static_cast<std::size_t>(work_query));
   std::vector<double> work(static_cast<std::size_t>(work_size));
   lapack.dgesdd(&job, &m, &n, a.values.data(), &m, result.s.data(), result.u.values.data(), &m, result.vt.values.data(), &r, work.data(),
                 &work_size, int_work.data(), &info);

@@ -30,8 +30,12 @@ struct Matrix {
   std::vector<double> values;
 };
 
-// op(a) * op(b), where op transposes if the flag says so.
-Matrix multiply(const Lapack& lapack, const Matrix& a, bool transpose_a, const Matrix& b, bool transpose_b);
+Matrix multiply(const Lapack& lapack, const Matrix& a, const Matrix& b);             // a b
+Matrix multiply_transposed(const Lapack& lapack, const Matrix& a, const Matrix& b);  // a' b
+Matrix transpose(const Matrix& m);
+// diag(factors) m and m diag(factors), in place.
+void scale_rows(Matrix* m, const std::vector<double>& factors);
+void scale_columns(Matrix* m, const std::vector<double>& factors);
 
 // All eigenvalues of the symmetric matrix a, ascending, and what is needed to get eigenvectors later.
 struct Tridiagonal {

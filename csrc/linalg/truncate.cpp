@@ -6,150 +6,178 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/units.h"
 
 namespace streamcca {
 namespace {
 
-constexpr double kUnit = 1.1102230246251565e-16;  // 2^-53
-constexpr double kSafety = 3;                     // standard deviations, for decisions
-// LAPACK's symmetric eigensolvers: observed backward errors stay below this many unit roundoffs of the
-// largest eigenvalue times d^(1/2).
-constexpr double kEigenBackward = 4;
+constexpr double kSafety = 3;  // standard deviations, for decisions
+// Norm that LAPACK's eigensolvers may have added to the matrix, in unit roundoffs of the largest eigenvalue
+// times d^(1/2). Residuals of dstemr were seen up to 4.1.
+constexpr double kEigenBackward = 6;
+constexpr double kShareRounding = 16 * kUnit64;
 
 double sum(const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
 
-void add_ridge(Matrix* c, double ridge) {
-  double trace = 0;
-  for (std::size_t i = 0; i < c->rows; ++i) trace += c->column(i)[i];
-  const double amount = ridge * trace / static_cast<double>(c->rows);
-  for (std::size_t i = 0; i < c->rows; ++i) c->column(i)[i] += amount;
+// Variances that stand above their own rounding; the others are set to exact zero with their row and column.
+std::vector<bool> live_neurons(Matrix* c, CovarianceError* error) {
+  std::vector<bool> live(c->rows);
+  for (std::size_t i = 0; i < c->rows; ++i) live[i] = c->column(i)[i] > kSafety * std::max(error->relative, kUnit64) * error->raw[i];
+  for (std::size_t j = 0; j < c->rows; ++j) {
+    for (std::size_t i = 0; i < c->rows; ++i) {
+      if (!live[i] || !live[j]) c->column(j)[i] = 0;
+    }
+    if (!live[j]) error->raw[j] = 0;
+  }
+  return live;
 }
 
-// To unit diagonal; neurons whose variance is within rounding of zero are left out (scale 0).
-std::vector<double> scale_to_unit_diagonal(Matrix* c, Uncertainty* uncertainty) {
-  const std::size_t d = c->rows;
-  std::vector<double> scale(d, 0.0);
-  for (std::size_t i = 0; i < d; ++i) {
-    const double variance = c->column(i)[i];
-    const double noise = kSafety * std::max(uncertainty->relative, kUnit) * uncertainty->raw[i];
-    if (variance > noise) scale[i] = std::sqrt(variance);
-  }
-  for (std::size_t j = 0; j < d; ++j) {
-    for (std::size_t i = 0; i < d; ++i) {
-      double& entry = c->column(j)[i];
-      entry = scale[i] > 0 && scale[j] > 0 ? entry / (scale[i] * scale[j]) : 0;
-    }
-    uncertainty->raw[j] = scale[j] > 0 ? uncertainty->raw[j] / (scale[j] * scale[j]) : 0;
-  }
+double trace_of(const Matrix& c) {
+  double trace = 0;
+  for (std::size_t i = 0; i < c.rows; ++i) trace += c.column(i)[i];
+  return trace;
+}
+
+// To unit diagonal, for CCA: neurons may have any units.
+std::vector<double> unit_diagonal_scale(const Matrix& c, const std::vector<bool>& live) {
+  std::vector<double> scale(c.rows, 0.0);
+  for (std::size_t i = 0; i < c.rows; ++i) scale[i] = live[i] ? std::sqrt(c.column(i)[i]) : 0;
   return scale;
 }
 
-// Spectral norm of a symmetric random matrix with standard deviations relative * sqrt(raw_i raw_j).
-double noise_norm(const Uncertainty& u) {
-  if (u.raw.empty()) return 0;
-  return 2 * u.relative * std::sqrt(*std::max_element(u.raw.begin(), u.raw.end()) * sum(u.raw));  // raw is of order 1 here
+// One power of two that brings the mean variance to about 1, exactly: squares and quotients of eigenvalues
+// further on can then neither overflow nor vanish, whatever the unit of the rows.
+double order_one_scale(const Matrix& c) { return std::exp2(std::nearbyint(0.5 * std::log2(trace_of(c) / static_cast<double>(c.rows)))); }
+
+void divide(Matrix* c, CovarianceError* error, const std::vector<double>& scale) {
+  const auto quotient = [](double value, double a, double b) { return a > 0 && b > 0 ? value / a / b : 0; };
+  for (std::size_t j = 0; j < c->rows; ++j) {
+    for (std::size_t i = 0; i < c->rows; ++i) c->column(j)[i] = quotient(c->column(j)[i], scale[i], scale[j]);
+    error->raw[j] = quotient(error->raw[j], scale[j], scale[j]);
+  }
 }
 
-// By one power of two, exactly, to a mean variance of about 1: so that squares and quotients of eigenvalues
-// further on can neither overflow nor vanish, whatever the unit of the rows.
-std::vector<double> scale_to_order_one(Matrix* c, Uncertainty* uncertainty, double trace) {
-  const double unit = std::exp2(std::nearbyint(0.5 * std::log2(trace / static_cast<double>(c->rows))));
-  for (double& entry : c->values) entry = entry / unit / unit;
-  for (double& raw : uncertainty->raw) raw = raw / unit / unit;
-  return std::vector<double>(c->rows, unit);
+// Spectral norm of a symmetric random matrix with standard deviations relative * sqrt(raw_i raw_j), raw of order 1.
+double noise_norm(const CovarianceError& e) {
+  return 2 * e.relative * std::sqrt(*std::max_element(e.raw.begin(), e.raw.end()) * sum(e.raw));
 }
 
-struct Cut {
-  std::size_t rank;
-  double share, margin;
-};
+// Directions whose deviation is below this many roundings of the rows are not data.
+constexpr double kRowResolution = 100;
 
-// Smallest k whose leading `parts` (descending, not negative) reach value * total.
-Cut cut_by_share(const std::vector<double>& parts, double total, double value) {
+// Most directions that the rows could hold, whether or not their covariance shows them.
+std::size_t resolvable(const TruncatedView& view) {
+  const double largest = *std::max_element(view.error.raw.begin(), view.error.raw.end());
+  const bool below_rows = std::sqrt(view.tolerance) <= kRowResolution * view.error.rows * std::sqrt(largest);
+  return below_rows ? view.numerical_rank : view.live;
+}
+
+// First k at which the leading parts reach value * total, or the number of parts if they do not.
+std::size_t first_reaching(const std::vector<double>& parts, double total, double value) {
   double kept = 0;
   for (std::size_t k = 0; k < parts.size(); ++k) {
-    const double before = kept / total;
     kept += parts[k];
-    // Inclusive threshold: a share that equals it up to the rounding of this sum has reached it.
-    const bool last = k + 1 == parts.size();
-    if (kept >= (value - 16 * kUnit) * total || last) {
-      const double share = kept / total;
-      const double above = last ? 1.0 : std::fabs(share - value);
-      return {k + 1, share, std::min(above, std::fabs(value - before))};
-    }
+    if (kept >= value * total) return k + 1;
   }
-  return {0, 0, 0};
+  return parts.size();
 }
 
-Cut choose(const Rule& rule, const std::vector<double>& descending, std::size_t numerical_rank, double trace) {
-  std::vector<double> parts(descending.begin(), descending.begin() + static_cast<std::ptrdiff_t>(numerical_rank));
+bool reaches(const std::vector<double>& parts, double total, double value) { return sum(parts) >= value * total; }
+
+// Standard deviation of the share that the rule looks at.
+double share_error(const TruncatedView& view, const std::vector<double>& parts, double total, RuleKind kind) {
+  const double trace_error = view.error.relative * sum(view.error.raw) + kUnit64 * std::sqrt(static_cast<double>(view.width)) * view.trace;
+  if (kind == RuleKind::variance) return trace_error / total;
+  // d sqrt(x) = dx / (2 sqrt(x)), with the error of each eigenvalue at most that of the norm.
+  double error = 0;
+  for (double part : parts) error += std::min(part, view.tolerance / kSafety / (2 * part));
+  return error / total;
+}
+
+void cut_by_share(TruncatedView* view, const std::vector<double>& descending, const Rule& rule) {
+  std::vector<double> parts(descending.begin(), descending.begin() + static_cast<std::ptrdiff_t>(view->numerical_rank));
+  double total = view->trace, hidden = 0;
+  if (rule.kind == RuleKind::nuclear) {
+    for (double& part : parts) part = std::sqrt(part);
+    total = sum(parts);
+    // Directions below rounding are not in the sum, but each could add up to this much.
+    hidden = static_cast<double>(view->live - view->numerical_rank) * std::sqrt(view->tolerance);
+  }
+  if (rule.value >= 1) {
+    view->rank = view->lowest_rank = view->numerical_rank;
+    view->highest_rank = resolvable(*view);
+    view->share = std::min(1.0, sum(parts) / total);
+    view->margin = 0;
+    return;
+  }
+  // Inclusive threshold: a share that equals it up to the rounding of this sum has reached it.
+  view->rank = first_reaching(parts, total, rule.value - kShareRounding);
+  const double before = std::accumulate(parts.begin(), parts.begin() + static_cast<std::ptrdiff_t>(view->rank - 1), 0.0) / total;
+  view->share = before + parts[view->rank - 1] / total;
+  view->margin = view->share < rule.value ? 0 : std::min(view->share - rule.value, rule.value - before);
+  const double error = kSafety * share_error(*view, parts, total, rule.kind);
+  view->lowest_rank = std::min(view->rank, first_reaching(parts, total, rule.value - error));
+  const double above = rule.value + error;
+  view->highest_rank = reaches(parts, total + hidden, above) ? first_reaching(parts, total + hidden, above) : resolvable(*view);
+}
+
+void choose_rank(TruncatedView* view, const std::vector<double>& descending, const Rule& rule) {
   switch (rule.kind) {
-    case RuleKind::variance: return cut_by_share(parts, trace, rule.value);
-    case RuleKind::nuclear: {
-      for (double& part : parts) part = std::sqrt(part);
-      return cut_by_share(parts, sum(parts), rule.value);
-    }
-    case RuleKind::rank: {
-      const auto rank = static_cast<std::size_t>(rule.value);
-      if (rank > numerical_rank) {
-        throw Error(ErrorKind::value, "rank " + std::to_string(rank) + " was asked for, but the numerical rank is " +
-                                          std::to_string(numerical_rank) + "; ask for at most that");
+    case RuleKind::variance:
+    case RuleKind::nuclear: return cut_by_share(view, descending, rule);
+    case RuleKind::rank:
+      if (rule.value > static_cast<double>(view->numerical_rank)) {
+        throw Error(ErrorKind::value, "rank " + std::to_string(static_cast<long long>(rule.value)) +
+                                          " was asked for, but the numerical rank is " + std::to_string(view->numerical_rank) +
+                                          "; ask for at most that");
       }
-      return {rank, std::accumulate(parts.begin(), parts.begin() + static_cast<std::ptrdiff_t>(rank), 0.0) / trace, 1};
-    }
-    case RuleKind::full: return {numerical_rank, 1, 1};
+      view->rank = view->lowest_rank = view->highest_rank = static_cast<std::size_t>(rule.value);
+      view->share = std::accumulate(descending.begin(), descending.begin() + static_cast<std::ptrdiff_t>(view->rank), 0.0) / view->trace;
+      return;
+    case RuleKind::full:
+      view->rank = view->lowest_rank = view->numerical_rank;
+      view->highest_rank = resolvable(*view);
+      return;
   }
-  return {0, 0, 0};
-}
-
-// Standard deviation of the share that the rule looks at, from the uncertainty of the kept trace.
-double share_uncertainty(const TruncatedView& view, RuleKind kind) {
-  const double kept =
-      view.uncertainty.relative * sum(view.uncertainty.raw) / view.trace + kUnit * std::sqrt(static_cast<double>(view.width));
-  // d sqrt(x) = dx / (2 sqrt(x)): the smallest kept value moves most.
-  if (kind != RuleKind::nuclear) return kept;
-  const double smallest = view.eigenvalues.empty() ? view.trace : view.eigenvalues.back();
-  return kept * std::sqrt(view.trace / std::max(smallest, view.tolerance));
 }
 
 }  // namespace
 
-TruncatedView truncate(const Lapack& lapack, Matrix covariance, Uncertainty uncertainty, Rule rule, double ridge) {
+TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError error, Rule rule, double ridge) {
   TruncatedView view;
   view.width = covariance.rows;
-  const double raw_total = sum(uncertainty.raw);
-  double variance = 0;
-  for (std::size_t i = 0; i < view.width; ++i) variance += covariance.column(i)[i];
-  if (!(variance > kSafety * std::max(uncertainty.relative, kUnit) * raw_total)) {
-    throw Error(ErrorKind::value, "every neuron is constant over the rows, so no direction can be kept; leave the view out");
+  view.error = std::move(error);
+  const std::vector<bool> live = live_neurons(&covariance, &view.error);
+  view.live = static_cast<std::size_t>(std::count(live.begin(), live.end(), true));
+  if (view.live == 0) {
+    throw Error(
+        ErrorKind::value,
+        "every neuron is constant over the rows, or varies by less than its products can hold, so no direction can be kept; leave the "
+        "view out, or rescale it and use precision='float64'");
   }
-  if (ridge > 0) add_ridge(&covariance, ridge);
-  view.uncertainty = std::move(uncertainty);
+  const double amount = ridge * trace_of(covariance) / static_cast<double>(view.live);
+  for (std::size_t i = 0; i < view.width; ++i) covariance.column(i)[i] += live[i] ? amount : 0;
   if (rule.kind == RuleKind::full) {
-    view.scale = scale_to_unit_diagonal(&covariance, &view.uncertainty);
+    view.scale = unit_diagonal_scale(covariance, live);
   } else {
-    view.scale = scale_to_order_one(&covariance, &view.uncertainty, variance);
-    view.unit = view.scale.front();
+    view.unit = order_one_scale(covariance);
+    view.scale.assign(view.width, view.unit);
   }
+  divide(&covariance, &view.error, view.scale);
 
   const Tridiagonal t = tridiagonalize(lapack, covariance);
   const std::vector<double> descending(t.eigenvalues.rbegin(), t.eigenvalues.rend());
-  for (std::size_t i = 0; i < view.width; ++i) view.trace += covariance.column(i)[i];
-  view.backward_error = kEigenBackward * kUnit * std::sqrt(static_cast<double>(view.width)) * descending.front();
-  view.tolerance = kSafety * noise_norm(view.uncertainty) + view.backward_error;
-  view.numerical_rank =
-      static_cast<std::size_t>(std::count_if(descending.begin(), descending.end(), [&](double value) { return value > view.tolerance; }));
-
-  if (view.numerical_rank == 0) throw Error(ErrorKind::numeric, "no direction stands above rounding; accumulate with precision='float64'");
-  const Cut cut = choose(rule, descending, view.numerical_rank, view.trace);
-  view.rank = cut.rank;
-  view.share = cut.share;
-  view.margin = cut.margin;
+  view.trace = trace_of(covariance);
+  view.backward_error = kEigenBackward * kUnit64 * std::sqrt(static_cast<double>(view.width)) * descending.front();
+  view.tolerance = kSafety * noise_norm(view.error) + view.backward_error;
+  const auto above = [&view](double value) { return value > view.tolerance; };
+  view.numerical_rank = static_cast<std::size_t>(std::count_if(descending.begin(), descending.end(), above));
+  if (view.numerical_rank == 0) {
+    throw Error(ErrorKind::numeric, "no direction stands above rounding; accumulate with precision='float64'");
+  }
+  choose_rank(&view, descending, rule);
   view.vectors = leading_eigenvectors(lapack, t, covariance, view.rank, &view.eigenvalues);
   if (view.rank < view.width) view.next_eigenvalue = std::max(0.0, descending[view.rank]);
-  if (rule.kind == RuleKind::variance || rule.kind == RuleKind::nuclear) {
-    view.cut_resolved = view.margin > kSafety * share_uncertainty(view, rule.kind);
-  }
   return view;
 }
 

@@ -4,9 +4,11 @@ Rows stream through C++ kernels into small, mergeable moments; truncation and ca
 turn the moments into similarities that come with their error bound and their chance level.
 """
 
-from typing import TYPE_CHECKING, Any
-
+# Every name is bound here, after its module: `watch` and `compare` are functions, although modules bear the
+# same names. torch, matplotlib and scipy.linalg are imported where they are first needed.
+from streamcca._backend import VERSION as __version__
 from streamcca.cca import cca, pwcca, svcca
+from streamcca.compare import compare
 from streamcca.errors import (
     AccuracyError,
     AccuracyWarning,
@@ -31,12 +33,10 @@ from streamcca.moments import Moments
 from streamcca.results import CCAResult, LayerComparison, Truncation
 from streamcca.significance import null_edges, null_mean
 from streamcca.subspace import Rule, Subspace, truncate
-
-if TYPE_CHECKING:
-    from streamcca.compare import compare
-    from streamcca.watch import Watch, watch
+from streamcca.watch import Watch, watch
 
 __all__ = [
+    "__version__",
     # data in
     "Moments",
     "watch",
@@ -75,14 +75,3 @@ __all__ = [
     "AccuracyWarning",
     "SampleSizeWarning",
 ]
-
-# Need torch, which is imported when they are first asked for.
-_LAZY = {"watch": "streamcca.watch", "Watch": "streamcca.watch", "compare": "streamcca.compare"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
-
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'streamcca' has no attribute {name!r}")

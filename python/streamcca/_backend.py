@@ -11,29 +11,36 @@ from streamcca import _core
 from streamcca._core import (
     BLOCK_ROWS,
     COMPILER,
+    VERSION,
     Accumulator,
     TruncatedView,
     active_isa,
     isa_levels,
     openmp_threads,
     peak_gflops,
+    state_bytes,
 )
 
 __all__ = [
     "BLOCK_ROWS",
     "COMPILER",
+    "VERSION",
     "Accumulator",
     "FloatArray",
+    "Rounding",
     "TruncatedView",
     "active_isa",
-    "correlate",
+    "compare",
     "isa_levels",
     "openmp_threads",
     "peak_gflops",
+    "state_bytes",
     "truncate",
 ]
 
 FloatArray = npt.NDArray[np.float64]
+# What rounding did to a covariance: relative size, unit roundoff of the rows, raw second moments of the neurons.
+Rounding = tuple[float, float, FloatArray]
 
 _LAPACK = ("dsytrd", "dsterf", "dstemr", "dormtr", "dsyevd", "dgesdd")
 _loaded = False
@@ -51,15 +58,13 @@ def _load_lapack() -> None:
         _loaded = True
 
 
-def truncate(
-    covariance: FloatArray, raw: FloatArray, relative: float, rule: str, value: float, ridge: float
-) -> TruncatedView:
+def truncate(covariance: FloatArray, rounding: Rounding, rule: str, value: float, ridge: float) -> TruncatedView:
     """Leading directions of one covariance; see csrc/linalg/truncate.h."""
     _load_lapack()
-    return _core.truncate(covariance, raw, relative, rule, value, ridge)
+    return _core.truncate(covariance, *rounding, rule, value, ridge)
 
 
-def correlate(x: TruncatedView, y: TruncatedView, cross: FloatArray, side: str) -> dict[str, Any]:
+def compare(x: TruncatedView, y: TruncatedView, cross: FloatArray, side: str) -> dict[str, Any]:
     """CCA of two truncated views with its error bound; see csrc/linalg/cca.h."""
     _load_lapack()
-    return _core.correlate(x, y, cross, side)
+    return _core.compare(x, y, cross, side)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings as _warnings
 from typing import Any, Literal
 
+import numpy as np
+
 from streamcca import _backend
 from streamcca.errors import (
     AccuracyError,
@@ -43,27 +45,21 @@ def correlate(
 ) -> tuple[CCAResult, list[StreamCCAWarning]]:
     """CCA of two truncated views; returns the result and the warnings that belong to it."""
     kx, ky, n = x.native.rank, y.native.rank, moments.rows
-    notes = _check_rows(kx, ky, n, allow_underdetermined)
+    notes = _check_rows(x, y, n, allow_underdetermined)
     cross, _ = moments._covariance(x.view, y.view)
-    numbers = _backend.correlate(x.native, y.native, cross, side)
-
-    bound = numbers["mean_error_bound"]
-    resolved = x.native.cut_resolved and y.native.cut_resolved
-    if bound > REFUSE_ABOVE and not allow_inaccurate:
-        raise AccuracyError(
-            f"views {x.view!r} and {y.view!r}: rounding may have moved the mean correlation by {bound:.1e}, more than "
-            f"{REFUSE_ABOVE:g}; {_REMEDY}, or pass allow_inaccurate=True"
-        )
-    if bound > WARN_ABOVE:
-        notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {bound:.1e}; {_REMEDY}"))
-    if not resolved:
+    numbers = _backend.compare(x.native, y.native, cross, side)
+    # Each rank that could as well be one higher or lower moves the sum of correlations by at most 1.
+    uncertain = x.uncertain_ranks + y.uncertain_ranks
+    rounding, shares = numbers["mean_error_bound"], numbers["shares_error_bound"]
+    bound = min(1.0, rounding + shares + uncertain / min(kx, ky))
+    notes += _check_accuracy(x, y, rounding, bound, allow_inaccurate)
+    if shares > WARN_ABOVE:
         notes.append(
             AccuracyWarning(
-                f"the cut is not resolved: within rounding, ranks next to ({kx}, {ky}) satisfy {x.rule} as well; "
-                "name a rank, or a threshold that does not fall on a share"
+                "correlations that tie within rounding leave their variates, hence the projection weights, "
+                f"undetermined: the mean could differ by up to {shares:.1e}"
             )
         )
-    notes += _notes_on_neurons(x) + _notes_on_neurons(y)
     result = CCAResult(
         measure=measure,
         mean=numbers["mean"],
@@ -73,9 +69,8 @@ def correlate(
         n=moments.n,
         width_x=x.native.width,
         width_y=y.native.width,
-        truncation=Truncation(x.rule, x.native.share, y.native.share, x.native.margin, y.native.margin, resolved),
-        # A rank that could as well be one higher or lower moves the sum of correlations by at most 1.
-        error_bound=min(1.0, bound + (0.0 if resolved else 1.0 / min(kx, ky))),
+        truncation=Truncation(x.rule, x.native.share, y.native.share, x.native.margin, y.native.margin, uncertain == 0),
+        error_bound=bound,
         correlation_error_bounds=numbers["correlation_error_bounds"],
         null_mean=null_mean(kx, ky, n),
         x_weights=numbers["x_weights"],
@@ -93,11 +88,13 @@ def correlate(
     return result, notes
 
 
-def _check_rows(kx: int, ky: int, n: int, allow_underdetermined: bool) -> list[StreamCCAWarning]:
+def _check_rows(x: Truncated, y: Truncated, n: int, allow_underdetermined: bool) -> list[StreamCCAWarning]:
+    kx, ky = x.native.rank, y.native.rank
+    where = f"views {x.view!r} and {y.view!r}: n = {n} rows"
     if n - 1 <= max(kx, ky):
         text = (
-            f"n = {n} rows are too few for ({kx}, {ky}) kept directions: with n - 1 <= max(kx, ky) every correlation "
-            "is 1 whatever the data"
+            f"{where} are too few for ({kx}, {ky}) kept directions: with n - 1 <= max(kx, ky) every correlation is 1 "
+            "whatever the data"
         )
         if not allow_underdetermined:
             raise UnderdeterminedError(
@@ -105,31 +102,56 @@ def _check_rows(kx: int, ky: int, n: int, allow_underdetermined: bool) -> list[S
             )
         return [SampleSizeWarning(text)]
     ones = forced_ones(kx, ky, n)
-    if ones:
-        return [
-            SampleSizeWarning(
-                f"n = {n} rows for ({kx}, {ky}) kept directions force {ones} of the {min(kx, ky)} correlations to 1 "
-                "whatever the data; add rows or keep fewer directions"
-            )
-        ]
-    return []
-
-
-def _notes_on_neurons(side: Truncated) -> list[StreamCCAWarning]:
-    if side.rule.name != "full":
+    if not ones:
         return []
-    notes: list[StreamCCAWarning] = []
-    live = side.native.width - side.constant_neurons
-    if side.constant_neurons:
-        notes.append(StreamCCAWarning(f"view {side.view!r}: {side.constant_neurons} constant neurons are left out"))
-    if side.native.numerical_rank < live:
-        notes.append(
-            AccuracyWarning(
-                f"view {side.view!r}: numerical rank {side.native.numerical_rank} of {live} neurons; directions below "
-                "rounding are left out"
-            )
+    return [
+        SampleSizeWarning(
+            f"{where} for ({kx}, {ky}) kept directions force {ones} of the {min(kx, ky)} correlations to 1 whatever "
+            "the data; add rows or keep fewer directions"
         )
+    ]
+
+
+def _check_accuracy(
+    x: Truncated, y: Truncated, rounding: float, bound: float, allow_inaccurate: bool
+) -> list[StreamCCAWarning]:
+    """Refuse or note what limits the digits: rounding, an unresolved cut, directions below rounding."""
+    # A threshold that falls between two ranks can be moved; that directions drown in rounding is the data's doing
+    # (neurons that depend on each other exactly look the same), so it is said and bounded, but not refused.
+    cut = [side for side in (x, y) if side.uncertain_ranks and not side.rule.keeps_all]
+    drowned = [side for side in (x, y) if side.uncertain_ranks and side.rule.keeps_all]
+    amount = bound if cut else rounding
+    if amount > REFUSE_ABOVE and not allow_inaccurate:
+        raise AccuracyError(
+            f"views {x.view!r} and {y.view!r}: rounding may have moved the mean by {amount:.1e}, more than "
+            f"{REFUSE_ABOVE:g}{', since it decides the rank' if cut else ''}; {_REMEDY}, or pass allow_inaccurate=True"
+        )
+    notes = [
+        StreamCCAWarning(f"view {side.view!r}: {side.constant_neurons} constant neurons are left out")
+        for side in (x, y)
+        if side.rule.name == "full" and side.constant_neurons
+    ]
+    if rounding > WARN_ABOVE:
+        notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {rounding:.1e}; {_REMEDY}"))
+    notes += [AccuracyWarning(_unresolved_cut(side)) for side in cut]
+    notes += [AccuracyWarning(_lost_directions(side)) for side in drowned]
     return notes
+
+
+def _unresolved_cut(side: Truncated) -> str:
+    lowest = side.native.lowest_rank
+    return (
+        f"view {side.view!r}: the cut is not resolved: within rounding, every rank from {lowest} to "
+        f"{lowest + side.uncertain_ranks} satisfies {side.rule}; name a rank, or use precision='float64'"
+    )
+
+
+def _lost_directions(side: Truncated) -> str:
+    return (
+        f"view {side.view!r}: numerical rank {side.native.numerical_rank} of at most {side.possible_rank}; directions "
+        "below rounding are left out, and the error bound allows for what they could hold; truncate, or use "
+        "precision='float64'"
+    )
 
 
 def _condition(side: Truncated) -> float:
@@ -148,7 +170,7 @@ def _run(
     allow_inaccurate: bool,
     accumulate: dict[str, Any],
 ) -> CCAResult:
-    if not 0 <= ridge < float("inf"):
+    if isinstance(ridge, bool) or not isinstance(ridge, int | float | np.number) or not 0 <= ridge < float("inf"):
         raise InputError(f"ridge: got {ridge!r}, expected a finite number >= 0")
     moments, a, b = moments_of(data, **accumulate)
     x = truncate_view(moments, a, rule, rule.x, ridge)

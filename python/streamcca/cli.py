@@ -10,9 +10,10 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from streamcca.errors import StreamCCAError, StreamCCAWarning
+from streamcca.errors import InputError, StreamCCAError, StreamCCAWarning
 
 FINE, FAILED, USAGE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -29,25 +30,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("y", metavar="B.npy", help="rows of the second view, in the same order")
     compare.add_argument("--measure", choices=("svcca", "cca", "pwcca"), default="svcca")
     rule = compare.add_mutually_exclusive_group()
-    rule.add_argument(
-        "--variance",
-        type=float,
-        metavar="SHARE",
-        help="share of the variance to keep (default 0.99 for svcca)",
-    )
-    rule.add_argument("--nuclear", type=float, metavar="SHARE", help="share of the sum of singular values to keep")
-    rule.add_argument(
-        "--rank",
-        type=int,
-        nargs="+",
-        metavar="K",
-        help="number of directions to keep, one or one for each side",
-    )
-    compare.add_argument("--side", choices=("x", "y"), default="x", help="whose neurons weigh the correlations (pwcca)")
-    compare.add_argument("--ridge", type=float, default=0.0, help="in units of the mean variance of a neuron")
+    rule.add_argument("--variance", type=_share, metavar="SHARE", help="share of the variance to keep (svcca: 0.99)")
+    rule.add_argument("--nuclear", type=_share, metavar="SHARE", help="share of the sum of singular values to keep")
+    rule.add_argument("--rank", type=_count, nargs="+", metavar="K", help="directions to keep, or one number a side")
+    compare.add_argument("--side", choices=("x", "y"), default="x", help="whose neurons weigh the mean (pwcca)")
+    compare.add_argument("--ridge", type=_size, default=0.0, help="in units of the mean variance of a neuron")
     compare.add_argument("--precision", choices=("auto", "float32", "float64"), default="auto")
     compare.add_argument("--nonfinite", choices=("raise", "skip"), default="raise", help="rows with NaN or infinity")
-    compare.add_argument("--threads", type=int)
+    compare.add_argument("--threads", type=_count)
     compare.add_argument("--plot", metavar="OUT.png", help="draw the correlations (needs matplotlib)")
     compare.add_argument("--allow-underdetermined", action="store_true")
     compare.add_argument("--allow-inaccurate", action="store_true")
@@ -60,12 +50,33 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where the pictures go (default %(default)s)",
     )
-    demo.add_argument("--epochs", type=int, default=8)
+    demo.add_argument("--epochs", type=_count, default=8)
     _common(demo)
 
     doctor = commands.add_parser("doctor", help="versions, kernels, threads, BLAS, CUDA and a one-second self-check")
     _common(doctor)
     return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a share above 0 and at most 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number of at least 1")
+    return value
+
+
+def _size(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number of at least 0")
+    return value
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +95,8 @@ def _print(args: argparse.Namespace, data: Any, text: str) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from streamcca import cca, pwcca, svcca
 
-    if args.rank is not None and len(args.rank) > 2:
-        print("streamcca compare: --rank takes one or two numbers", file=sys.stderr)
-        return USAGE
+    if args.plot:
+        _check_picture(args.plot)
     rank = None if args.rank is None else args.rank[0] if len(args.rank) == 1 else tuple(args.rank)
     options: dict[str, Any] = {"side": args.side} if args.measure == "pwcca" else {}
     result = {"svcca": svcca, "cca": cca, "pwcca": pwcca}[args.measure](
@@ -104,12 +114,22 @@ def _compare(args: argparse.Namespace) -> int:
         allow_inaccurate=args.allow_inaccurate,
         **options,
     )
+    _print(args, result.to_dict(), repr(result))
     if args.plot:
         from streamcca.plots import save_figure
 
         save_figure(result.plot()[0], args.plot)
-    _print(args, result.to_dict(), repr(result))
     return FINE
+
+
+def _check_picture(path: str) -> None:
+    """Find out what would prevent a picture before hours are spent on the rows."""
+    from streamcca.plots import require_matplotlib
+
+    require_matplotlib()
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"--plot: there is no folder {folder}; make it first")
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -128,6 +148,14 @@ def _doctor(args: argparse.Namespace) -> int:
     return FINE if result["self_check"]["passed"] else FAILED
 
 
+def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check what argparse cannot say; a complaint exits with the usage and code 2."""
+    if getattr(args, "rank", None) is not None and len(args.rank) > 2:
+        parser.error("--rank takes one number, or one a side")
+    if getattr(args, "plot", None) is not None and Path(args.plot).suffix.lower() != ".png":
+        parser.error(f"--plot: got {args.plot}, expected a name that ends in .png")
+
+
 def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
     print(f"streamcca: warning: {message}", file=sys.stderr)
 
@@ -136,10 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    _check_usage(parser, args)
     if args.version:
-        from importlib.metadata import version
+        from streamcca._backend import VERSION
 
-        print(version("streamcca"))
+        print(VERSION)
         return FINE
     if args.command is None:
         parser.print_help(sys.stderr)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from streamcca.cca import FULL, VARIANCE_99, Measure, Progress, correlate
-from streamcca.errors import InputError, StreamCCAWarning
+from streamcca.errors import InputError, LayerError, StreamCCAWarning
 from streamcca.layers import Layers
 from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.results import CCAResult, LayerComparison
-from streamcca.rows import RowRule, check_rule, choose_pooling, describe_rows
+from streamcca.rows import ROW_RULES, RowRule, check_equal_counts, choose_pooling, describe_rows
 from streamcca.sources import progress_bar
 from streamcca.subspace import Rule, parse_rule, truncate_view
-from streamcca.watch import LayerTap
+from streamcca.views import check_option
+from streamcca.watch import LayerTap, check_same_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,9 +99,10 @@ def compare(
     >>> compare(net_a, net_b, torch.randn(500, 8)).matrix.shape
     (2, 2)
     """
-    check_rule(rows)
+    check_option("rows", rows, ROW_RULES)
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
-    _check_measure(measure, side)
+    check_option("measure", measure, ("svcca", "cca", "pwcca"))
+    check_option("side", side, ("x", "y"))
     taps = (
         LayerTap(model_a, layers, device),
         LayerTap(model_b, layers if layers_b is None else layers_b, device),
@@ -106,7 +110,7 @@ def compare(
     options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
     moments = _accumulate(taps, (model_a, model_b), loader, forward or _call, rows, options, progress)
     for tap in taps:
-        tap.report_never_called()
+        tap.report_silent()
     names = [[name for name in tap.modules if name in tap.called] for tap in taps]
     results = _all_pairs(
         moments,
@@ -129,13 +133,6 @@ def compare(
         n=moments.n,
         rows=describe_rows(grids, bool(taps[0].pooled)),
     )
-
-
-def _check_measure(measure: str, side: str) -> None:
-    if measure not in ("svcca", "cca", "pwcca"):
-        raise InputError(f"measure: got {measure!r}, expected 'svcca', 'cca' or 'pwcca'")
-    if side not in ("x", "y"):
-        raise InputError(f"side: got {side!r}, expected 'x' or 'y'")
 
 
 @contextlib.contextmanager
@@ -166,6 +163,10 @@ def _call(model: Any, batch: Any) -> Any:
 
 
 def _move(value: Any, device: Any) -> Any:
+    import torch
+
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
     return value.to(device) if device is not None and hasattr(value, "to") else value
 
 
@@ -181,7 +182,9 @@ def _accumulate(
     moments: Moments | None = None
     if hasattr(loader, "split") and hasattr(loader, "movedim"):
         loader = loader.split(_ROWS_OF_A_TENSOR)
-    total = len(loader) if hasattr(loader, "__len__") else None
+    if not isinstance(loader, Iterable):
+        raise InputError(f"loader: got {type(loader).__name__}, expected an iterable of batches, or a tensor")
+    total = len(loader) if isinstance(loader, Sized) else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(eval_mode(*models))
         for tap in taps:
@@ -195,6 +198,7 @@ def _accumulate(
             batch_rows = _take(taps, rows)
             if moments is None:
                 moments = _new_moments(batch_rows, options)
+            check_same_layers(batch_rows, moments)
             moments.update(batch_rows)
             bar.update(1)
     if moments is None:
@@ -203,14 +207,16 @@ def _accumulate(
 
 
 def _take(taps: tuple[LayerTap, LayerTap], rows: RowRule) -> dict[str, Tensor]:
-    grids = {f"{name} of model {'ab'[i]}": grid for i, tap in enumerate(taps) for name, grid in tap.grids.items()}
+    grids = {f"{'ab'[i]}:{name}": grid for i, tap in enumerate(taps) for name, grid in tap.peek().items()}
     pooled = choose_pooling(grids, rows)
-    return {f"{'ab'[i]}:{name}": x for i, tap in enumerate(taps) for name, x in tap.take(pooled).items()}
+    result = {f"{'ab'[i]}:{name}": x for i, tap in enumerate(taps) for name, x in tap.take(pooled).items()}
+    if {name[0] for name in result} != {"a", "b"}:
+        raise LayerError("no layer of one of the models was called in its forward pass; choose other layers=")
+    check_equal_counts(result)
+    return result
 
 
 def _new_moments(batch_rows: Mapping[str, Tensor], options: dict[str, Any]) -> Moments:
-    if not {name[0] for name in batch_rows} == {"a", "b"}:
-        raise InputError("no layer of one of the models was called in its forward pass; choose other layers=")
     a = [name for name in batch_rows if name.startswith("a:")]
     b = [name for name in batch_rows if name.startswith("b:")]
     pairs = [(name, name) for name in batch_rows] + [(x, y) for x in a for y in b]
@@ -233,12 +239,12 @@ def _all_pairs(
             row.append(result)
             for note in notes:
                 seen[type(note)] += 1
-                example.setdefault(type(note), f"{x.view} and {y.view}: {note}")
+                example.setdefault(type(note), f"layers {x.view} and {y.view}: {note}")
         results.append(tuple(row))
     # One warning a kind, not one a cell; every cell keeps its own in .warnings.
     for kind, count in seen.items():
         warnings.warn(
-            kind(f"{example[kind]} (and {count - 1} more such notes, see .warnings of each result)"),
+            kind(example[kind] + (f" (and {count - 1} more such notes, see .warnings)" if count > 1 else "")),
             stacklevel=3,
         )
     return tuple(results)

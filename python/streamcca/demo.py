@@ -131,6 +131,7 @@ def _layers_in_memory(model: Module, images: Tensor, layers: Any) -> dict[str, F
         with eval_mode(model):
             for batch in images.split(_BATCH):
                 model(batch)
+                tap.peek()
                 for name, rows in tap.take(pooled=True).items():
                     collected[name].append(rows.numpy().astype(np.float64))
     finally:

@@ -22,45 +22,53 @@ def select_layers(model: Module, layers: Layers) -> dict[str, Module]:
     Parameters
     ----------
     model : torch.nn.Module
-    layers : str, re.Pattern, type, callable, an iterable of them, or None
-        A name such as ``'layer1.0.conv1'``; a glob, in which ``*`` stands for anything within one
-        part of a dotted name and ``**`` for any number of parts; a regular expression that matches the
-        whole name; a module class; a callable ``(name, module) -> bool``. None takes every
-        module without children.
+    layers : str, re.Pattern, type, callable, torch.nn.Module, an iterable of them, or None
+        A name such as ``'layer1.0.conv1'``; a glob, in which ``*``, ``?`` and ``[12]`` stand for
+        anything within one part of a dotted name and ``**`` for any number of parts; a regular
+        expression that matches the whole name; a module class; a callable ``(name, module) ->
+        bool``; a module of the model itself. None takes every module without children.
 
     Raises
     ------
     LayerError
-        A name, glob or expression matches nothing.
+        A selector matches nothing.
     """
     if not hasattr(model, "named_modules"):
         raise InputError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
     modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    if not modules:
+        raise LayerError(
+            f"model: this {type(model).__name__} has no layers inside; watch torch.nn.Sequential(model), layer '0'"
+        )
     if layers is None:
         chosen = {name for name, module in modules.items() if next(module.children(), None) is None}
     else:
-        single = isinstance(layers, str | re.Pattern) or callable(layers)
-        selectors: list[Any] = [layers] if single else list(layers)  # type: ignore[arg-type]
         chosen = set()
-        for selector in selectors:
+        for selector in selectors_of(layers):
             chosen |= _matches(modules, selector)
     result: dict[str, Module] = {}
     for name, module in modules.items():
         # A module that has two names is watched once, under the first.
         if name in chosen and all(module is not other for other in result.values()):
             result[name] = module
-    if not result:
-        raise LayerError("layers: no layer is chosen; the model has none without children")
     return result
 
 
-def is_explicit(layers: Layers, name: str) -> bool:
-    """Whether a layer was asked for by its own name, not by a pattern."""
-    if isinstance(layers, str):
-        return layers == name
-    if layers is None or isinstance(layers, re.Pattern) or callable(layers):
-        return False
-    return name in [selector for selector in layers if isinstance(selector, str)]
+def selectors_of(layers: Layers) -> list[Any]:
+    """Return the selectors one by one."""
+    if layers is None:
+        return []
+    if isinstance(layers, str | re.Pattern) or callable(layers):
+        return [layers]
+    if not isinstance(layers, Iterable):
+        raise InputError(f"layers: got {layers!r}, expected {_KINDS}")
+    selectors = list(layers)
+    if not selectors:
+        raise InputError("layers: got an empty list, expected at least one layer, or None for all without children")
+    return selectors
+
+
+_KINDS = "a name, a glob, a compiled regular expression, a module class, a callable (name, module) -> bool, or a list"
 
 
 def _matches(modules: dict[str, Any], selector: Any) -> set[str]:
@@ -73,20 +81,28 @@ def _matches(modules: dict[str, Any], selector: Any) -> set[str]:
         found = {name for name in modules if selector.fullmatch(name)}
     elif isinstance(selector, type):
         found = {name for name, module in modules.items() if isinstance(module, selector)}
+    elif hasattr(selector, "named_modules"):
+        found = {name for name, module in modules.items() if module is selector}
     elif callable(selector):
         found = {name for name, module in modules.items() if selector(name, module)}
     else:
-        raise InputError(
-            f"layers: got {selector!r}, expected a name, a glob, a compiled regular expression, a module class or a "
-            "callable"
-        )
+        raise InputError(f"layers: got {selector!r}, expected {_KINDS}")
     if not found:
-        text = selector if isinstance(selector, str) else getattr(selector, "pattern", repr(selector))
+        text = selector if isinstance(selector, str) else getattr(selector, "pattern", type(selector).__name__)
         raise LayerError(unknown_name("layer", text, modules))
     return found
 
 
 def _glob(text: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*|\*|\?)", text)
+    parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", text)
     wild = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    return re.compile("".join(wild.get(part, re.escape(part)) for part in parts))
+
+    def translate(part: str) -> str:
+        if part.startswith("[") and part.endswith("]"):
+            return "[" + part[1:-1].replace("!", "^", part[1:2] == "!") + "]"
+        return wild.get(part, re.escape(part))
+
+    try:
+        return re.compile("".join(translate(part) for part in parts))
+    except re.error as error:
+        raise InputError(f"layers: {text!r} is no glob ({error})") from None

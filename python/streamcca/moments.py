@@ -10,10 +10,19 @@ from typing import Any, Literal
 import numpy as np
 
 from streamcca import store
-from streamcca._backend import Accumulator, FloatArray
+from streamcca._backend import Accumulator, FloatArray, Rounding, state_bytes
 from streamcca._memory import check_memory
-from streamcca.errors import InputError
-from streamcca.views import Pairs, check_device, checked_views, pair_list, state_bytes, unknown_name
+from streamcca.errors import InputError, ProcessError, StateFileError
+from streamcca.views import (
+    Pairs,
+    check_device,
+    check_option,
+    checked_threads,
+    checked_views,
+    checked_weights,
+    pair_list,
+    unknown_name,
+)
 
 Precision = Literal["auto", "float32", "float64"]
 NonFinite = Literal["raise", "skip", "propagate"]
@@ -82,29 +91,28 @@ class Moments:
         threads: int | None = None,
     ) -> None:
         check_device(device)
+        check_option("precision", precision, ("auto", "float32", "float64"))
+        check_option("nonfinite", nonfinite, ("raise", "skip", "propagate"))
         self._views = checked_views(views)
         self._pairs = pair_list(list(self._views), pairs)
         self._precision: Precision = precision
         self._nonfinite: NonFinite = nonfinite
-        self._threads = threads
-        if threads is not None and threads < 1:
-            raise InputError(f"threads: got {threads}, expected at least 1, or None for all")
-        need = state_bytes(self._views, self._pairs)
+        self._threads = checked_threads(threads)
         check_memory(
-            need,
+            state_bytes(list(self._views.values()), self._pair_indices()),
             f"moments of {len(self._views)} views and {len(self._pairs)} pairs",
-            "watch fewer layers, ask for fewer pairs=, or pool wide layers",
+            "keep fewer neurons (pool or subsample wide views), ask for fewer pairs=, or watch fewer layers",
         )
         self._ids_checksum: dict[str, int] = {}
         self._core = self._new_core()
 
+    def _pair_indices(self) -> list[tuple[int, int]]:
+        index = {name: i for i, name in enumerate(self._views)}
+        return [(index[a], index[b]) for a, b in self._pairs]
+
     def _new_core(self) -> Accumulator:
-        names = list(self._views)
-        index = {name: i for i, name in enumerate(names)}
-        pairs = [(index[a], index[b]) for a, b in self._pairs]
-        return Accumulator(
-            names, list(self._views.values()), pairs, self._precision, self._nonfinite, self._threads or 0
-        )
+        names, widths = list(self._views), list(self._views.values())
+        return Accumulator(names, widths, self._pair_indices(), self._precision, self._nonfinite, self._threads or 0)
 
     # ------------------------------------------------------------------ rows in
 
@@ -137,15 +145,16 @@ class Moments:
         KeyboardInterrupt
             Ctrl-C is honored between blocks; the rows before it stay counted, and `rows` says how many.
         """
+        if batch is not None and not isinstance(batch, Mapping):
+            raise InputError(
+                f"update: got {type(batch).__name__}, expected a mapping from view to rows, or rows by keyword: "
+                f"update({next(iter(self._views))}=rows)"
+            )
         given = {**(batch or {}), **arrays}
         if given.keys() != self._views.keys():
             self._refuse_names(given)
         checksums = self._checked_ids(ids, given)
-        if weights is not None:
-            weights = np.asarray(weights, dtype=np.float64)
-            if weights.ndim != 1:
-                raise InputError(f"weights: got an array of shape {weights.shape}, expected one weight a row")
-        self._core.update([given[name] for name in self._views], weights)
+        self._core.update([given[name] for name in self._views], checked_weights(weights))
         self._ids_checksum.update(checksums)
 
     def _refuse_names(self, given: Mapping[str, Any]) -> None:
@@ -260,11 +269,6 @@ class Moments:
         """CRC-32 of the row ids seen so far, per view; equal for equal ids in equal order."""
         return dict(self._ids_checksum)
 
-    @property
-    def relative_rounding(self) -> float:
-        """Standard deviation of the rounding error of a second moment, relative to sqrt(S_ii S_jj)."""
-        return self._core.relative_rounding()
-
     def mean(self, view: str) -> FloatArray:
         """Return the mean row (width,) of a view, float64."""
         self._check_view(view)
@@ -287,26 +291,28 @@ class Moments:
         """
         return self._covariance(view, view if other is None else other, ddof)[0]
 
-    def _covariance(self, view: str, other: str, ddof: float = 1) -> tuple[FloatArray, FloatArray]:
-        """Covariance and, for a view with itself, the uncentered second moments of its neurons."""
+    def _covariance(self, view: str, other: str, ddof: float = 1) -> tuple[FloatArray, Rounding]:
+        """Covariance and, for a view with itself, what describes its rounding."""
         self._check_view(view)
         self._check_view(other)
         self._check_rows(ddof)
         if (view, other) in self._pairs:
             return self._core.covariance(self._pairs.index((view, other)), ddof)
         if (other, view) in self._pairs:
-            values, raw = self._core.covariance(self._pairs.index((other, view)), ddof)
-            return values.T, raw
+            values, rounding = self._core.covariance(self._pairs.index((other, view)), ddof)
+            return values.T, rounding
         raise InputError(
             f"the covariance of {view!r} and {other!r} was not accumulated; construct Moments with "
             f"pairs='all' or with ({view!r}, {other!r}) among the pairs"
         )
 
     def _check_view(self, view: str) -> None:
-        if view not in self._views:
+        if not isinstance(view, str) or view not in self._views:
             raise InputError(unknown_name("view", view, self._views))
 
     def _check_rows(self, ddof: float) -> None:
+        if isinstance(ddof, bool) or not isinstance(ddof, int | float | np.number) or not np.isfinite(ddof):
+            raise InputError(f"ddof: got {ddof!r}, expected a number, usually 0 or 1")
         if self.rows == 0:
             raise InputError("the moments have seen no rows yet; call update first")
         if self.n <= ddof:
@@ -351,9 +357,12 @@ class Moments:
                     f"load_state_dict: the state has {key} {config[key]!r}, expected {value!r}; construct "
                     "Moments alike, or use Moments.load"
                 )
-        core = self._new_core()
-        core.restore(core_state)
-        self._core = core
+        try:
+            self._core.restore(core_state)
+        except ProcessError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise StateFileError(f"load_state_dict: the state is damaged ({error})") from None
         self._ids_checksum = {str(k): int(v) for k, v in config["ids_checksum"].items()}
 
     def save(self, path: str | os.PathLike[str]) -> None:

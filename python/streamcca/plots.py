@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def require_matplotlib() -> None:
+    """Say what to install where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("plots need matplotlib; install streamcca[plot]")
+
+
 def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Any, Any]:
     if ax is not None:
         return ax.figure, ax
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib; install streamcca[plot]") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     # Not pyplot: it would keep a reference to every figure and may need a display.
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.add_subplot()

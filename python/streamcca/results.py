@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca.errors import InputError, LayerError
 from streamcca.subspace import Rule
+from streamcca.views import unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +31,7 @@ class Truncation:
     margin_x, margin_y : float
         Distance of the threshold to the nearest share that would have given another rank.
     resolved : bool
-        False if, within rounding, another rank would do as well.
+        False if, within rounding, another rank would do as well, or directions are lost to rounding.
     """
 
     rule: Rule
@@ -65,8 +67,9 @@ class CCAResult:
     truncation : Truncation
         The rule, the kept shares and the margins.
     error_bound : float
-        How far rounding, conditioning and an unresolved cut can have moved `mean`. First-order, with
-        eight standard deviations of a calibrated error model; not a proof (docs/numerics.md).
+        How far rounding, conditioning, the cut and directions lost to rounding can have moved `mean`.
+        First-order, with eight standard deviations of a measured error model; not a proof
+        (docs/numerics.md).
     correlation_error_bounds : array (m,)
         The same for each correlation.
     null_mean : float
@@ -193,7 +196,12 @@ class LayerComparison:
         return self._matrix("error_bound")
 
     def __getitem__(self, layers: tuple[str, str]) -> CCAResult:
+        if not isinstance(layers, tuple) or len(layers) != 2:
+            raise InputError(f"got {layers!r}, expected result[layer of a, layer of b]")
         a, b = layers
+        for name, known in ((a, self.layers_a), (b, self.layers_b)):
+            if name not in known:
+                raise LayerError(unknown_name("layer", name, known))
         return self.results[self.layers_a.index(a)][self.layers_b.index(b)]
 
     def table(self) -> str:

@@ -9,34 +9,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from streamcca.errors import InputError, LayerError
+from streamcca.errors import LayerError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
 RowRule = Literal["auto", "positions", "tokens", "pool"]
+ROW_RULES = ("auto", "positions", "tokens", "pool")
 
-# Modules whose three-dimensional output is (samples, channels, length), not (samples, tokens, features).
-_CHANNELS_FIRST_1D = (
-    "Conv1d",
-    "ConvTranspose1d",
-    "BatchNorm1d",
-    "InstanceNorm1d",
-    "MaxPool1d",
-    "AvgPool1d",
-    "AdaptiveAvgPool1d",
-    "AdaptiveMaxPool1d",
-    "GroupNorm",
-)
+# Modules that say where the features of their output lie. Of what any other module returns (activations,
+# containers, a user's own), the last output of the same shape in the same forward decides.
+_FEATURES_LAST = ("Linear", "LayerNorm", "RMSNorm", "Embedding", "MultiheadAttention", "TransformerEncoderLayer")
+_CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", "AvgPool", "Adaptive", "LPPool")
+
+
+def features_axis(module: object) -> int | None:
+    """Axis of the features in this module's outputs: 1, -1, or None if its kind does not say."""
+    name = type(module).__name__
+    if name in _FEATURES_LAST:
+        return -1
+    return 1 if name.startswith(_CHANNELS_FIRST) else None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the samples of one output lie: `kind`, and the size of what repeats inside a sample."""
+    """How the rows of an output lie: its kind, the sizes that repeat inside a sample, the features' axis."""
 
     kind: Literal["samples", "positions", "tokens"]
     size: tuple[int, ...] = ()
+    axis: int = -1
+
+
+def grid_of(tensor: Tensor, axis: int | None) -> Grid:
+    """Say how the rows of an output lie; `axis` is the features', None if nothing told.
+
+    Then (samples, a, b) is read as (samples, tokens, features), and more dimensions as (samples, channels, ...).
+    """
+    if tensor.ndim == 2:
+        return Grid("samples")
+    if axis is None:
+        axis = -1 if tensor.ndim == 3 else 1
+    inside = tensor.shape[1:-1] if axis == -1 else tensor.shape[2:]
+    kind: Literal["tokens", "positions"] = "tokens" if axis == -1 and tensor.ndim == 3 else "positions"
+    return Grid(kind, tuple(int(size) for size in inside), axis)
 
 
 def find_tensor(output: Any) -> Tensor | None:
@@ -82,15 +97,6 @@ def output_tensor(layer: str, output: Any) -> Tensor:
     return tensor.detach()
 
 
-def grid_of(tensor: Tensor, module: Module) -> Grid:
-    """Say how the rows of an output lie, from its dimensions and the kind of module."""
-    if tensor.ndim == 2:
-        return Grid("samples")
-    if tensor.ndim == 3 and type(module).__name__ not in _CHANNELS_FIRST_1D:
-        return Grid("tokens", (int(tensor.shape[1]),))
-    return Grid("positions", tuple(int(size) for size in tensor.shape[2:]))
-
-
 def choose_pooling(grids: Mapping[str, Grid], rows: RowRule) -> bool:
     """Decide whether samples are averaged over their positions or tokens.
 
@@ -98,7 +104,7 @@ def choose_pooling(grids: Mapping[str, Grid], rows: RowRule) -> bool:
     different layers belong together; otherwise it averages, and a row is a sample.
     """
     if rows == "auto":
-        return len(set(grids.values())) > 1
+        return len({(grid.kind, grid.size) for grid in grids.values()}) > 1
     if rows == "pool":
         return True
     for layer, grid in grids.items():
@@ -115,9 +121,7 @@ def describe_rows(grids: Mapping[str, Grid], pooled: bool) -> str:
     kinds = sorted({grid.kind for grid in grids.values()} - {"samples"})
     if not kinds:
         return "samples"
-    if not pooled:
-        return kinds[0] if len(kinds) == 1 else " or ".join(kinds)
-    return f"samples (averaged over {' or '.join(kinds)})"
+    return f"samples (averaged over {' or '.join(kinds)})" if pooled else " or ".join(kinds)
 
 
 def to_rows(tensor: Tensor, grid: Grid, pooled: bool) -> Tensor:
@@ -127,16 +131,27 @@ def to_rows(tensor: Tensor, grid: Grid, pooled: bool) -> Tensor:
     """
     if grid.kind == "samples":
         return tensor.clone()
+    features_last = tensor if grid.axis == -1 else tensor.movedim(1, -1)
     if pooled:
-        wide = tensor if tensor.element_size() >= 4 else tensor.float()
-        return wide.mean(dim=1) if grid.kind == "tokens" else wide.flatten(2).mean(dim=2)
-    features_last = tensor if grid.kind == "tokens" else tensor.flatten(2).movedim(1, -1)
+        wide = features_last if tensor.element_size() >= 4 else features_last.float()
+        return wide.flatten(1, -2).mean(dim=1)
     rows = features_last.reshape(-1, features_last.shape[-1])
     shares = rows.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     return rows.clone() if shares else rows
 
 
-def check_rule(rows: str) -> None:
-    """Refuse an unknown row rule."""
-    if rows not in ("auto", "positions", "tokens", "pool"):
-        raise InputError(f"rows: got {rows!r}, expected 'auto', 'positions', 'tokens' or 'pool'")
+def check_equal_counts(rows: Mapping[str, Tensor]) -> None:
+    """Refuse layers whose rows do not belong together.
+
+    Raises
+    ------
+    LayerError
+    """
+    counts = {layer: len(x) for layer, x in rows.items()}
+    first = next(iter(counts))
+    for layer, count in counts.items():
+        if count != counts[first]:
+            raise LayerError(
+                f"layers {first!r} and {layer!r} gave {counts[first]} and {count} rows in one forward, expected as "
+                "many; use rows='auto' or 'pool', or watch them apart"
+            )

@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,24 +38,33 @@ class ArraySource:
     def __init__(self, array: Any, name: str) -> None:
         self.name = name
         self.array = array
-        shape = getattr(array, "shape", (0, 1))
-        # A wrong number of dimensions or kind of object is refused by the update, with the view's name.
-        self.rows = int(shape[0]) if len(shape) else 0
-        self.width = int(shape[-1]) if len(shape) else 1
+        # What has no shape is no array, and refused by the update.
+        shape = getattr(array, "shape", None)
+        if shape is None:
+            shape = (len(array) if hasattr(array, "__len__") else 0, 1)
+        if len(shape) != 2:
+            raise InputError(
+                f"view {name!r}: got an array of shape {tuple(shape)}, expected rows as (n, width); reshape it to two "
+                "dimensions, rows first"
+            )
+        self.rows, self.width = int(shape[0]), int(shape[1])
         self.row_bytes = self.width * int(getattr(getattr(array, "dtype", None), "itemsize", 8))
         self._last: Any = None
 
     @property
     def mapped(self) -> bool:
         """Whether pages of a file are behind the array."""
-        return isinstance(self.array, np.memmap)
+        # Results of arithmetic on a map are np.memmap too, but in memory.
+        return isinstance(self.array, np.memmap) and getattr(self.array, "_mmap", None) is not None
 
     def read(self, first: int, count: int) -> Any:
-        """Return a slice, and drop the pages of the one before."""
+        """Return a slice, and drop the pages of the one before; an array in memory is returned whole."""
+        if not self.mapped:
+            return self.array if count == self.rows else self.array[first : first + count]
         if self._last is not None:
             _drop_pages(self._last)
-        self._last = self.array[first : first + count] if self.mapped else None
-        return self.array[first : first + count]
+        self._last = self.array[first : first + count]
+        return self._last
 
 
 def _drop_pages(chunk: np.memmap[Any, Any]) -> None:
@@ -86,8 +95,10 @@ class NpyFile:
     def __init__(self, path: str | os.PathLike[str], name: str) -> None:
         self.path = Path(path)
         self.name = name
-        if not self.path.is_file():
+        if not self.path.exists():
             raise MissingFileError(errno.ENOENT, f"view {name!r}: there is no file {self.path}")
+        if not self.path.is_file():
+            raise StateFileError(f"view {name!r}: {self.path} is not a file; expected one written by numpy.save")
         self._file = self.path.open("rb")
         try:
             shape, self._fortran, self._dtype = self._read_header()
@@ -163,6 +174,8 @@ def open_source(data: Any, name: str) -> RowSource:
 
 def progress_bar(progress: Any, total: int | None, unit: str, description: str) -> Any:
     """Return a tqdm bar on stderr; silent without a terminal unless asked for, or if tqdm is absent."""
+    if progress not in (True, False, "auto"):
+        raise InputError(f"progress: got {progress!r}, expected True, False or 'auto'")
     wanted = sys.stderr.isatty() if progress == "auto" else bool(progress)
     try:
         from tqdm.auto import tqdm
@@ -214,10 +227,9 @@ def _accumulate_batches(batches: Iterable[Any], progress: Any, **options: Any) -
     moments: Moments | None = None
     with progress_bar(progress, None, "row", "accumulate") as bar:
         for i, batch in enumerate(batches):
-            try:
-                x, y = batch
-            except (TypeError, ValueError):
-                raise InputError(f"batch {i}: got {type(batch).__name__}, expected a pair (x, y) of arrays") from None
+            if isinstance(batch, Mapping) or not hasattr(batch, "__len__") or len(batch) != 2:
+                raise InputError(f"batch {i}: got {type(batch).__name__}, expected a pair (x, y) of arrays")
+            x, y = batch
             if moments is None:
                 views = {name: ArraySource(array, name).width for name, array in (("x", x), ("y", y))}
                 moments = Moments(views, **options)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamcca._backend import active_isa
+from streamcca._backend import VERSION, active_isa
 from streamcca.errors import MissingFileError, StateFileError, StorageError
 
 FORMAT = "streamcca.moments"
 FORMAT_VERSION = 1
-_CORE_LISTS = ("shift", "sums", "pending", "moments")
+_CORE_LISTS = ("shift", "sums", "squares", "pending", "moments")
 
 
 # ---------------------------------------------------------------------- state <-> flat tensors
@@ -34,7 +31,7 @@ def pack_state(core: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     for key in _CORE_LISTS:
         for i, array in enumerate(core.pop(key)):
             tensors[f"{key}.{i}"] = array
-    made_by = {"streamcca": version("streamcca"), "isa": active_isa()}
+    made_by = {"streamcca": VERSION, "isa": active_isa()}
     return {
         "meta": {
             "format": FORMAT,
@@ -53,9 +50,10 @@ def unpack_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
         meta, tensors = state["meta"], state["tensors"]
         if meta["format"] != FORMAT:
             raise StateFileError(f"state: got format {meta['format']!r}, expected {FORMAT!r}")
-        if meta["version"] > FORMAT_VERSION:
+        if meta["version"] != FORMAT_VERSION:
             raise StateFileError(
-                f"state: format version {meta['version']} is newer than {FORMAT_VERSION}; update streamcca"
+                f"state: got format version {meta['version']}, expected {FORMAT_VERSION}; use the streamcca that wrote "
+                "it, or a newer one"
             )
         core = dict(meta["state"])
         core["roots"] = tensors["roots"]
@@ -73,6 +71,8 @@ def unpack_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 
 def _digest(meta: str, checksums: str) -> str:
+    import hashlib  # loads OpenSSL
+
     return hashlib.sha256(f"{meta}\n{checksums}".encode()).hexdigest()
 
 
@@ -97,7 +97,9 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
+    if path.exists() and not path.is_file():
+        raise StateFileError(f"{path}: not a file; expected one written by Moments.save")
+    if not path.exists():
         raise MissingFileError(errno.ENOENT, f"{path}: there is no such file of saved moments")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -130,9 +132,13 @@ def _verify_header(path: Path, header: Mapping[str, str]) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds either all of it or what it held before.
 
-    Temporary name in the same folder, fsync, rename, fsync of the folder.
+    Temporary name in the same folder, fsync, rename, fsync of the folder. A symbolic link stays a link, and its
+    target is written; what is neither a file nor absent (a folder, a device) is refused.
     """
-    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise StorageError(errno.EEXIST, f"{path}: not a file, and not replaced by one; choose another name")
+    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as file:

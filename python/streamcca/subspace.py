@@ -33,6 +33,11 @@ class Rule:
     x: float = 0
     y: float = 0
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether everything down to the numerical rank is kept."""
+        return self.name == "full" or (self.name in ("variance", "nuclear") and self.x >= 1)
+
     def __str__(self) -> str:
         if self.name == "full":
             return "no truncation"
@@ -48,7 +53,7 @@ def parse_rule(variance: Any, nuclear: Any, rank: Any, default: Rule) -> Rule:
     if rank is not None:
         x, y = rank if isinstance(rank, tuple) and len(rank) == 2 else (rank, rank)
         for value in (x, y):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value < 2**31:
                 raise InputError(f"rank: got {rank!r}, expected an integer of at least 1, or a pair of them")
         return Rule("rank", int(x), int(y))
     for name, value in given.items():
@@ -109,23 +114,35 @@ class Truncated:
     view: str
     rule: Rule
     native: TruncatedView = field(repr=False)
+    rows: int
 
     @property
     def constant_neurons(self) -> int:
-        """Neurons left out because they do not vary; known only where nothing else is truncated."""
-        return int(np.count_nonzero(self.native.scale == 0))
+        """Neurons that do not vary."""
+        return self.native.width - self.native.live
+
+    @property
+    def possible_rank(self) -> int:
+        """Highest rank that these rows can have: neurons that vary, rows less one."""
+        return min(self.native.live, self.rows - 1)
+
+    @property
+    def uncertain_ranks(self) -> int:
+        """How many ranks besides the chosen one rounding leaves possible."""
+        highest = min(self.native.highest_rank, max(self.possible_rank, self.native.rank))
+        return highest - self.native.lowest_rank
 
 
 def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: float = 0.0) -> Truncated:
     """Truncate one view; `value` is the rule's value for this side."""
-    covariance, raw = moments._covariance(view, view)
+    covariance, rounding = moments._covariance(view, view)
     if not np.isfinite(covariance).all():
         raise InputError(f"view {view!r}: the moments are not finite, since rows with NaN were let through")
     try:
-        native = _backend.truncate(covariance, raw, moments.relative_rounding, rule.name, float(value), ridge)
+        native = _backend.truncate(covariance, rounding, rule.name, value, ridge)
     except StreamCCAError as error:
         raise type(error)(f"view {view!r}: {error}") from None
-    return Truncated(view, rule, native)
+    return Truncated(view, rule, native, moments.rows)
 
 
 def truncate(
@@ -164,6 +181,10 @@ def truncate(
     >>> truncate(m, "a", rank=1).rank
     1
     """
+    if not isinstance(moments, Moments):
+        raise InputError(f"truncate: got {type(moments).__name__}, expected Moments; see Moments.update")
+    if isinstance(rank, tuple):
+        raise InputError(f"rank: got {rank!r}, expected one integer for one view")
     if view is None:
         if len(moments.views) != 1:
             raise InputError(f"truncate: name one of the views {', '.join(map(repr, moments.views))}")

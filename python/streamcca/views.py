@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from streamcca._backend import FloatArray
 from streamcca.errors import DeviceError, InputError
+
+_MOST_THREADS = 1024
 
 Pairs = Literal["all", "self"] | Iterable[tuple[str, str]]
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """Sentence about an unknown name, with the known names that come closest."""
+    import difflib
+
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"there are {', '.join(map(repr, names[:12]))}"
-    return f"there is no {kind} {name!r}; {hint}"
-
-
-def state_bytes(views: Mapping[str, int], pairs: Iterable[tuple[str, str]]) -> int:
-    """Bytes that the second moments of these pairs take."""
-    return sum(8 * views[a] * (views[a] + 1) // 2 if a == b else 8 * views[a] * views[b] for a, b in pairs)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if near:
+        return f"there is no {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"there is no {kind} {name!r}; there are {', '.join(map(repr, names[:12]))}{more}"
 
 
 def check_device(device: str | None) -> None:
@@ -43,7 +44,8 @@ def checked_views(views: Mapping[str, int]) -> dict[str, int]:
     if not isinstance(views, Mapping) or not views:
         raise InputError(f"views: got {views!r}, expected a mapping from name to width, such as {{'a': 512}}")
     for name, width in views.items():
-        if not isinstance(name, str) or not isinstance(width, int | np.integer) or width < 1:
+        whole = isinstance(width, int | np.integer) and not isinstance(width, bool)
+        if not isinstance(name, str) or not name or not whole or width < 1:
             raise InputError(f"views: got {name!r}: {width!r}, expected a name and a width of at least 1")
     return {name: int(width) for name, width in views.items()}
 
@@ -58,10 +60,45 @@ def pair_list(names: list[str], pairs: Pairs) -> list[tuple[str, str]]:
         raise InputError(f"pairs: got {pairs!r}, expected 'all', 'self' or pairs of view names")
     result: list[tuple[str, str]] = []
     for pair in pairs:
-        a, b = pair
+        try:
+            a, b = pair
+        except (TypeError, ValueError):
+            raise InputError(f"pairs: got {pair!r}, expected two view names") from None
         for name in (a, b):
             if name not in names:
                 raise InputError("pairs: " + unknown_name("view", name, names))
         if (a, b) not in result and (b, a) not in result:
             result.append((a, b))
     return result
+
+
+def check_option(option: str, value: object, known: tuple[str, ...]) -> None:
+    """Refuse a string option that is none of those known."""
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{option}: got {value!r}, expected one of {', '.join(map(repr, known))}")
+
+
+def checked_threads(threads: object) -> int | None:
+    """Return a number of threads, or None for what OpenMP would use."""
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or not 1 <= threads <= _MOST_THREADS:
+        raise InputError(
+            f"threads: got {threads!r}, expected an integer from 1 to {_MOST_THREADS}, or None for all cores"
+        )
+    return int(threads)
+
+
+def checked_weights(weights: Any) -> FloatArray | None:
+    """Return row weights as float64, from anything that is a vector of real numbers."""
+    if weights is None:
+        return None
+    if hasattr(weights, "detach"):  # torch: NumPy knows no bfloat16 and no autograd
+        weights = weights.detach().double().cpu()
+    try:
+        array = np.asarray(weights)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"weights: {error}; pass one number a row") from None
+    if array.dtype.kind not in "fiub" or array.ndim != 1:
+        raise InputError(f"weights: got {array.dtype} of shape {array.shape}, expected one real number a row")
+    return array.astype(np.float64)

@@ -2,91 +2,168 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from streamcca.errors import InputError, LayerError, StreamCCAWarning
-from streamcca.layers import Layers, is_explicit, select_layers
+from streamcca.layers import Layers, select_layers, selectors_of
 from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.rows import (
+    ROW_RULES,
     Grid,
     RowRule,
-    check_rule,
+    check_equal_counts,
     choose_pooling,
     describe_rows,
+    features_axis,
     grid_of,
     output_tensor,
     to_rows,
 )
-from streamcca.views import Pairs
+from streamcca.views import Pairs, check_device, check_option
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
 
+class _Hook:
+    """A hook that works on one module object only, and is inert in copies and pickles of it (EMA, checkpoints)."""
+
+    def __init__(self, module: Module, action: Callable[..., None]) -> None:
+        self._module = weakref.ref(module)
+        self._action: Callable[..., None] | None = action
+
+    def __call__(self, module: Module, *arguments: Any) -> None:
+        if self._action is not None and module is self._module():
+            self._action(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _inert_hook()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_inert_hook, ())
+
+
+def _inert_hook() -> _Hook:
+    hook = _Hook.__new__(_Hook)
+    hook._action = None
+    return hook
+
+
+class _Forward(threading.local):
+    """What one thread's forward pass has brought so far."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.running = False
+        self.outputs: dict[str, list[tuple[Tensor, Grid]]] = {}
+        self.axes: dict[tuple[int, ...], int] = {}  # shape of a 3-D or larger output -> axis of its features
+
+
 class LayerTap:
     """Hooks on some layers of one model: copies of their rows, one forward at a time.
 
     Layers are listened to only while the model itself runs, so the recomputation of activation
-    checkpointing and calls of a layer on its own are not counted, and copies of the model that carry copies
-    of the hooks (EMA, `copy.deepcopy`) are ignored.
+    checkpointing and calls of a layer on its own are not counted.
     """
 
     def __init__(self, model: Module, layers: Layers, device: str | None = None) -> None:
+        check_device(device)
         self.modules = select_layers(model, layers)
         self.grids: dict[str, Grid] = {}
         self.called: set[str] = set()
+        self.repeated: set[str] = set()  # chosen by a pattern, left out because they run more than once
         self.forwards = 0
         self.pooled: bool | None = None  # None: not decided yet, outputs are kept as they are
         self._model = model
-        self._layers = layers
+        self._selectors = selectors_of(layers)
         self._device = device
-        self._pending: dict[str, list[Tensor]] = {}
-        self._running = False
+        self._forward = _Forward()
         self._handles: list[Any] = []
 
     def attach(self) -> None:
         """Register the hooks."""
-        self._handles.append(self._model.register_forward_pre_hook(self._begin))
+        self._handles.append(self._model.register_forward_pre_hook(_Hook(self._model, self._begin)))
+        for module in self._model.modules():
+            if features_axis(module) is not None:
+                self._add(module, self._axis_recorder(module))
         for name, module in self.modules.items():
-            self._handles.append(module.register_forward_hook(self._hook(name, module)))
-        self._handles.append(self._model.register_forward_hook(self._end))
+            self._add(module, self._output_recorder(name, module))
+        self._add(self._model, self._end)
+
+    def _add(self, module: Module, action: Callable[..., None]) -> None:
+        self._handles.append(module.register_forward_hook(_Hook(module, action)))
 
     def detach(self) -> None:
         """Remove the hooks and forget what is pending. Safe to call twice."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._pending.clear()
-        self._running = False
+        self._forward = _Forward()
 
-    def _begin(self, module: Module, _: Any) -> None:
-        if module is self._model:
-            self._pending = {}  # also what an exception in an earlier forward left
-            self._running = True
+    def _begin(self, _: Any) -> None:
+        self._forward.clear()  # also of what an exception in an earlier forward left
+        self._forward.running = True
 
-    def _end(self, module: Module, _: Any, __: Any) -> None:
-        if module is self._model:
-            self._running = False
-            self.forwards += 1
+    def _end(self, *_: Any) -> None:
+        self._forward.running = False
+        self._forward.axes = {}
+        self.forwards += 1
 
-    def _hook(self, name: str, watched: Module) -> Any:
-        def hook(module: Module, _: Any, output: Any) -> None:
-            if not self._running or module is not watched:
+    def _axis_recorder(self, module: Module) -> Callable[..., None]:
+        axis = features_axis(module)
+
+        def record(_: Any, output: Any) -> None:
+            if self._forward.running and axis is not None and getattr(output, "ndim", 0) > 2:
+                self._forward.axes[tuple(output.shape)] = axis
+
+        return record
+
+    def _output_recorder(self, name: str, module: Module) -> Callable[..., None]:
+        own_axis = features_axis(module)
+
+        def record(_: Any, output: Any) -> None:
+            if not self._forward.running or name in self.repeated:
                 return
             tensor = output_tensor(name, output)
+            axis = own_axis if own_axis is not None else self._forward.axes.get(tuple(tensor.shape))
+            grid = grid_of(tensor, axis)
             if self._device is not None:
                 tensor = tensor.to(self._device)
-            self.called.add(name)
-            grid = grid_of(tensor, module)
-            self.grids.setdefault(name, grid)
             # Copied at once: a following in-place operation must not reach the rows.
             rows = tensor.clone() if self.pooled is None else to_rows(tensor, grid, self.pooled)
-            self._pending.setdefault(name, []).append(rows)
+            self._forward.outputs.setdefault(name, []).append((rows, grid))
 
-        return hook
+        return record
+
+    def peek(self) -> dict[str, Grid]:
+        """Return the grids of the last forward's layers, after leaving out those that cannot be lined up.
+
+        Raises
+        ------
+        LayerError
+            A layer that was asked for by name ran more than once.
+        """
+        outputs = self._forward.outputs
+        for name in [name for name, calls in outputs.items() if len(calls) > 1 and len(self.modules) > 1]:
+            if name in self._selectors:
+                raise LayerError(
+                    f"layer {name!r} ran {len(outputs[name])} times in one forward, so that its rows do not line up "
+                    "with those of the others; leave it out of layers=, or watch it alone"
+                )
+            self.repeated.add(name)
+            del outputs[name]
+        for name, calls in outputs.items():
+            self.grids.setdefault(name, calls[0][1])
+        self.called.update(outputs)
+        return {name: self.grids[name] for name in outputs}
 
     def take(self, pooled: bool) -> dict[str, Tensor]:
         """Return the rows (n, d) of every layer called in the last forward, and keep no reference.
@@ -95,17 +172,16 @@ class LayerTap:
         """
         import torch
 
-        pending, self._pending = self._pending, {}
-        if self.pooled is None:
-            self.pooled = pooled
-            pending = {
-                name: [to_rows(x, grid_of(x, self.modules[name]), pooled) for x in outputs]
-                for name, outputs in pending.items()
-            }
-        return {name: rows[0] if len(rows) == 1 else torch.cat(rows) for name, rows in pending.items()}
+        outputs, self._forward.outputs = self._forward.outputs, {}
+        raw, self.pooled = self.pooled is None, pooled if self.pooled is None else self.pooled
+        result: dict[str, Tensor] = {}
+        for name, calls in outputs.items():
+            rows = [to_rows(x, grid, pooled) if raw else x for x, grid in calls]
+            result[name] = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return result
 
-    def report_never_called(self) -> tuple[str, ...]:
-        """Return the layers that never ran; raise for those asked for by name, warn for the rest.
+    def report_silent(self) -> tuple[str, ...]:
+        """Return the layers without rows; raise for those asked for by name, warn for the rest.
 
         Raises
         ------
@@ -113,16 +189,16 @@ class LayerTap:
         """
         silent = tuple(name for name in self.modules if name not in self.called)
         for name in silent:
-            if is_explicit(self._layers, name):
+            if name in self._selectors:
                 raise LayerError(
                     f"layer {name!r} was never called in {self.forwards} forward passes of the model; some modules "
                     "only hold weights that their parent uses: watch the parent, or leave it out of layers="
                 )
-        if silent:
-            warnings.warn(
-                StreamCCAWarning(f"layers never called, hence without moments: {', '.join(silent)}"),
-                stacklevel=3,
-            )
+        never = [name for name in silent if name not in self.repeated]
+        for names, why in ((never, "never called"), (sorted(self.repeated), "called more than once in a forward")):
+            if names:
+                text = f"layers {why}, hence without moments: {', '.join(names)}"
+                warnings.warn(StreamCCAWarning(text), stacklevel=3)
         return silent
 
 
@@ -134,34 +210,42 @@ class Watch:
     layers : tuple of str
         The layers watched, in the order of the model.
     never_called : tuple of str
-        After the end: layers chosen by a pattern that never ran.
+        After the end: layers without moments, because they never ran or ran more than once in a forward.
     """
 
     def __init__(
         self, model: Module, layers: Layers, rows: RowRule, device: str | None, options: dict[str, Any]
     ) -> None:
-        check_rule(rows)
+        check_option("rows", rows, ROW_RULES)
         self._tap = LayerTap(model, layers, device)
         self._model = model
         self._rows: RowRule = rows
         self._options = options
         self._moments: Moments | None = None
         self._handle: Any = None
+        self._lock = threading.Lock()
         self.layers = tuple(self._tap.modules)
         self.never_called: tuple[str, ...] = ()
 
     def __enter__(self) -> Watch:
         self._tap.attach()
         # After the tap's own hook on the model, so that the forward is complete.
-        self._handle = self._model.register_forward_hook(self._commit)
+        self._handle = self._model.register_forward_hook(_Hook(self._model, self._commit))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if kind is None and self._tap.forwards:
-            self.never_called = self._tap.report_never_called()
+        if kind is not None:
+            return
+        if self._tap.forwards:
+            self.never_called = self._tap.report_silent()
+        else:
+            text = (
+                "the model was never called inside the with block; call model(x), not model.forward(x) or a part of it"
+            )
+            warnings.warn(StreamCCAWarning(text), stacklevel=2)
 
     def close(self) -> None:
         """Remove all hooks. Safe to call twice; the moments stay."""
@@ -170,14 +254,18 @@ class Watch:
             self._handle = None
         self._tap.detach()
 
-    def _commit(self, module: Module, _: Any, __: Any) -> None:
-        if module is not self._model:
-            return
-        if not self._tap.called:
-            raise LayerError(f"none of the layers {', '.join(self.layers)} was called in a forward pass of the model")
-        rows = self._tap.take(choose_pooling(self._tap.grids, self._rows))
-        if self._moments is None:
-            self._moments = Moments({name: int(x.shape[1]) for name, x in rows.items()}, **self._options)
+    def _commit(self, *_: Any) -> None:
+        with self._lock:
+            grids = self._tap.peek()
+            if not grids:
+                raise LayerError(
+                    f"none of the layers {', '.join(self.layers)} was called in a forward pass of the model"
+                )
+            rows = self._tap.take(choose_pooling(grids, self._rows))
+            check_equal_counts(rows)
+            if self._moments is None:
+                self._moments = Moments({name: int(x.shape[1]) for name, x in rows.items()}, **self._options)
+        check_same_layers(rows, self._moments)
         self._moments.update(rows)
 
     @property
@@ -204,6 +292,21 @@ class Watch:
         return f"Watch({len(self.layers)} layers, rows={self._moments.rows if self._moments else 0})"
 
 
+def check_same_layers(rows: dict[str, Tensor], moments: Moments) -> None:
+    """Refuse a forward in which other layers ran than in the first.
+
+    Raises
+    ------
+    LayerError
+    """
+    for name in sorted(rows.keys() ^ moments.views.keys()):
+        when = "a later forward but not in the first" if name in rows else "the first forward but not in a later one"
+        raise LayerError(
+            f"layer {name!r} ran in {when}, so that its rows do not line up with those of the others; leave it out of "
+            "layers="
+        )
+
+
 def watch(
     model: Module,
     layers: Layers = None,
@@ -221,9 +324,11 @@ def watch(
     ----------
     model : torch.nn.Module
         The model; run it as usual inside the ``with`` block. Its mode and gradients are left alone.
-    layers : str, re.Pattern, type, callable, an iterable of them, or None
-        Layers by name, glob (``*`` within one part of a dotted name, ``**`` across), regular expression,
-        module class or callable ``(name, module) -> bool``. None takes every module without children.
+    layers : str, re.Pattern, type, callable, torch.nn.Module, an iterable of them, or None
+        Layers by name, glob (``*`` within one part of a dotted name, ``**`` across), regular expression
+        that matches the whole name, module class, callable ``(name, module) -> bool`` or the module
+        itself. None takes every module without children. Layers chosen otherwise than by name are left
+        out with a warning if they run more than once in a forward.
     rows : 'auto', 'positions', 'tokens' or 'pool'
         What a row is. A (samples, features) output gives its samples. 'positions' makes each position of
         a (samples, channels, ...) output a row, 'tokens' each token of a (samples, tokens,
@@ -242,12 +347,15 @@ def watch(
     Raises
     ------
     LayerError
-        No layer matches; or, at the end, a layer asked for by name was never called.
+        No layer matches; a layer asked for by name was never called (at the end), or ran in some forwards
+        only, or more than once in one.
 
     Notes
     -----
-    Outputs are copied when they appear and released at the end of the forward pass; hooks are removed when the
-    block is left, also by an exception.
+    Outputs are copied when they appear and released at the end of the forward pass; hooks are removed when
+    the block is left, also by an exception. Where an output has more than two dimensions, the kind of module
+    says where its features lie (convolutions, pools and batch norm: axis 1; linear layers, layer norm,
+    embeddings: the last); other modules follow the last output of the same shape.
 
     Examples
     --------

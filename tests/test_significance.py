@@ -1,0 +1,57 @@
+"""Chance level: limits, exact cases, edges."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+import streamcca as sc
+from streamcca.significance import forced_ones
+
+
+def test_one_direction_is_exact():
+    """|rho| of two unrelated Gaussian columns has mean sqrt(2/pi) / sqrt(n - 1) in the limit; n = 3: 2/pi."""
+    assert sc.null_mean(1, 1, 3) == pytest.approx(2 / math.pi)
+    assert sc.null_mean(1, 1, 10**6) == pytest.approx(math.sqrt(2 / math.pi / (10**6 - 1)), rel=1e-5)
+    assert sc.null_mean(1, 5, 50) == pytest.approx(0.3058, abs=3e-4)
+
+
+@given(st.integers(2, 200), st.integers(2, 200), st.integers(3, 5000))
+def test_symmetric_bounded_and_not_below_its_square_mean(kx, ky, n):
+    mean = sc.null_mean(kx, ky, n)
+    assert mean == sc.null_mean(ky, kx, n)
+    assert 0 < mean <= 1
+    if max(kx, ky) >= n - 1:
+        assert mean == 1
+        return
+    square = max(kx, ky) / (n - 1)
+    # mean rho^2 <= mean rho <= sqrt(mean rho^2), for numbers in [0, 1]
+    assert square - 1e-4 <= mean <= math.sqrt(square) + 1e-4
+    low, high = sc.null_edges(kx, ky, n)
+    assert 0 <= low <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("kx", "ky", "n", "ones"), [(5, 4, 100, 0), (20, 15, 31, 5), (10, 10, 21, 0), (10, 10, 15, 6), (9, 3, 5, 3)]
+)
+def test_forced_ones(kx, ky, n, ones):
+    assert forced_ones(kx, ky, n) == ones
+
+
+@pytest.mark.parametrize(("kx", "ky", "n"), [(30, 25, 50), (10, 40, 60), (25, 25, 400)])
+def test_against_simulation(kx, ky, n, rng):
+    means = []
+    for _ in range(60):
+        q = [np.linalg.qr(v - v.mean(0))[0] for v in (rng.standard_normal((n, kx)), rng.standard_normal((n, ky)))]
+        means.append(np.linalg.svd(q[0].T @ q[1], compute_uv=False).mean())
+    assert sc.null_mean(kx, ky, n) == pytest.approx(np.mean(means), rel=0.01)
+
+
+def test_bad_arguments():
+    for arguments in [(0, 1, 10), (1, 0, 10), (1, 1, 1)]:
+        with pytest.raises(sc.InputError, match="null_mean: got"):
+            sc.null_mean(*arguments)
