@@ -96,7 +96,7 @@ def compare(
     >>> import torch
     >>> a, b = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)
     >>> net_a, net_b = torch.nn.Sequential(a, torch.nn.ReLU()), torch.nn.Sequential(b, torch.nn.ReLU())
-    >>> compare(net_a, net_b, torch.randn(500, 8)).matrix.shape
+    >>> compare(net_a, net_b, torch.randn(500, 8), precision="float64").matrix.shape
     (2, 2)
     """
     check_option("rows", rows, ROW_RULES)
