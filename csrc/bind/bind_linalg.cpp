@@ -53,7 +53,7 @@ void load_lapack(const py::dict& capsules) {
   take(capsules, "dsterf", "iddi", &l.dsterf);
   take(capsules, "dstemr", "cciddddiiiddiiiidiiii", &l.dstemr);
   take(capsules, "dormtr", "ccciididdidii", &l.dormtr);
-  take(capsules, "dsyevd", "ccididdiiii", &l.dsyevd);
+  take(capsules, "dstedc", "cidddidiiii", &l.dstedc);
   take(capsules, "dgesdd", "ciididdididiii", &l.dgesdd);
   loaded = l;
 }

@@ -39,25 +39,64 @@ Matrix product(const Lapack& lapack, char transpose_a, const Matrix& a, const Ma
   return c;
 }
 
-Matrix leading_by_divide_and_conquer(const Lapack& lapack, const Matrix& a, std::size_t count, std::vector<double>* eigenvalues) {
-  Matrix z = a;
-  int n = lapack_int(a.rows), info = 0, work_size = -1, int_work_size = -1, int_work_query = 0;
+// Eigenvectors of the tridiagonal matrix for its `count` largest eigenvalues, ascending, by divide and conquer.
+// It computes all of them and yet is the fastest for many: 0.04 s where dstemr takes 0.18 s (d = 1024, count 870).
+Matrix tridiagonal_divide_and_conquer(const Lapack& lapack, const Tridiagonal& t, std::size_t count, std::vector<double>* ascending) {
+  const std::size_t d = t.diagonal.size();
+  Matrix z(d, d);
+  std::vector<double> off = t.off_diagonal;
+  *ascending = t.diagonal;
+  int n = lapack_int(d), info = 0, work_size = -1, int_work_size = -1, int_work_query = 0;
   double work_query = 0;
-  char job = 'V', uplo = 'L';
-  std::vector<double> w(a.rows);
-  lapack.dsyevd(&job, &uplo, &n, z.values.data(), &n, w.data(), &work_query, &work_size, &int_work_query, &int_work_size, &info);
+  char job = 'I';
+  lapack.dstedc(&job, &n, ascending->data(), off.data(), z.values.data(), &n, &work_query, &work_size, &int_work_query, &int_work_size,
+                &info);
   work_size = lapack_int(static_cast<std::size_t>(work_query));
   int_work_size = int_work_query;
   std::vector<double> work(static_cast<std::size_t>(work_size));
   std::vector<int> int_work(static_cast<std::size_t>(int_work_size));
-  lapack.dsyevd(&job, &uplo, &n, z.values.data(), &n, w.data(), work.data(), &work_size, int_work.data(), &int_work_size, &info);
-  check("dsyevd", info);
-  z.values.erase(z.values.begin(), z.values.end() - static_cast<std::ptrdiff_t>(count * a.rows));
+  lapack.dstedc(&job, &n, ascending->data(), off.data(), z.values.data(), &n, work.data(), &work_size, int_work.data(), &int_work_size,
+                &info);
+  check("dstedc", info);
+  z.values.erase(z.values.begin(), z.values.end() - static_cast<std::ptrdiff_t>(count * d));
   z.cols = count;
-  reverse_columns(&z);
-  eigenvalues->assign(w.rbegin(), w.rbegin() + static_cast<std::ptrdiff_t>(count));
+  ascending->erase(ascending->begin(), ascending->end() - static_cast<std::ptrdiff_t>(count));
   return z;
 }
+
+// The same by relatively robust representations, whose cost grows with count; false if they fail.
+bool tridiagonal_representations(const Lapack& lapack, const Tridiagonal& t, Matrix* z, std::vector<double>* ascending) {
+  const std::size_t d = z->rows;
+  int n = lapack_int(d), columns = lapack_int(z->cols), lowest = n - columns + 1, highest = n, found = 0, try_accurate = 1;
+  int info = 0, work_size = lapack_int(18 * d), int_work_size = lapack_int(10 * d);
+  double unused = 0;
+  char job = 'V', range = 'I';
+  std::vector<double> diagonal = t.diagonal, off = t.off_diagonal, work(18 * d);
+  std::vector<int> support(2 * z->cols), int_work(10 * d);
+  ascending->resize(d);
+  lapack.dstemr(&job, &range, &n, diagonal.data(), off.data(), &unused, &unused, &lowest, &highest, &found, ascending->data(),
+                z->values.data(), &n, &columns, support.data(), &try_accurate, work.data(), &work_size, int_work.data(), &int_work_size,
+                &info);
+  ascending->resize(z->cols);
+  return info == 0 && found == columns;
+}
+
+// From the tridiagonal basis back to that of the matrix, in place.
+void back_transform(const Lapack& lapack, const Tridiagonal& t, Matrix* z) {
+  char side = 'L', uplo = 'L', plain = 'N';
+  int n = lapack_int(z->rows), columns = lapack_int(z->cols), work_size = -1, info = 0;
+  double work_query = 0;
+  auto* reflectors = const_cast<double*>(t.reflectors.values.data());
+  auto* tau = const_cast<double*>(t.tau.data());
+  lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z->values.data(), &n, &work_query, &work_size, &info);
+  work_size = lapack_int(static_cast<std::size_t>(work_query));
+  std::vector<double> work(static_cast<std::size_t>(work_size));
+  lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z->values.data(), &n, work.data(), &work_size, &info);
+  check("dormtr", info);
+}
+
+// Both algorithms take equally long at about this part of all eigenvectors (d = 256 to 2048).
+constexpr std::size_t kManyFrom = 8;  // d / 8
 
 }  // namespace
 
@@ -106,34 +145,16 @@ Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
   return t;
 }
 
-Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, const Matrix& a, std::size_t count,
-                            std::vector<double>* eigenvalues) {
-  const std::size_t d = a.rows;
+Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, std::size_t count, std::vector<double>* eigenvalues) {
+  const std::size_t d = t.diagonal.size();
   Matrix z(d, count);
   eigenvalues->clear();
   if (count == 0) return z;
-  int n = lapack_int(d), lowest = lapack_int(d - count + 1), highest = n, found = 0, columns = lapack_int(count), try_accurate = 1;
-  int info = 0, work_size = lapack_int(18 * d), int_work_size = lapack_int(10 * d);
-  double unused = 0;
-  char job = 'V', range = 'I';
-  std::vector<double> diagonal = t.diagonal, off = t.off_diagonal, w(d), work(18 * d);
-  std::vector<int> support(2 * count), int_work(10 * d);
-  lapack.dstemr(&job, &range, &n, diagonal.data(), off.data(), &unused, &unused, &lowest, &highest, &found, w.data(), z.values.data(), &n,
-                &columns, support.data(), &try_accurate, work.data(), &work_size, int_work.data(), &int_work_size, &info);
-  if (info != 0 || found != columns) return leading_by_divide_and_conquer(lapack, a, count, eigenvalues);
-
-  char side = 'L', uplo = 'L', plain = 'N';
-  double work_query = 0;
-  work_size = -1;
-  auto* reflectors = const_cast<double*>(t.reflectors.values.data());
-  auto* tau = const_cast<double*>(t.tau.data());
-  lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z.values.data(), &n, &work_query, &work_size, &info);
-  work_size = lapack_int(static_cast<std::size_t>(work_query));
-  work.resize(static_cast<std::size_t>(work_size));
-  lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z.values.data(), &n, work.data(), &work_size, &info);
-  check("dormtr", info);
+  if (count * kManyFrom >= d || !tridiagonal_representations(lapack, t, &z, eigenvalues)) {
+    z = tridiagonal_divide_and_conquer(lapack, t, count, eigenvalues);
+  }
+  back_transform(lapack, t, &z);
   reverse_columns(&z);
-  eigenvalues->assign(w.begin(), w.begin() + static_cast<std::ptrdiff_t>(count));
   std::reverse(eigenvalues->begin(), eigenvalues->end());
   return z;
 }

@@ -14,7 +14,7 @@ struct Lapack {
   void (*dstemr)(char*, char*, int*, double*, double*, double*, double*, int*, int*, int*, double*, double*, int*, int*, int*, int*,
                  double*, int*, int*, int*, int*);
   void (*dormtr)(char*, char*, char*, int*, int*, double*, int*, double*, double*, int*, double*, int*, int*);
-  void (*dsyevd)(char*, char*, int*, double*, int*, double*, double*, int*, int*, int*, int*);
+  void (*dstedc)(char*, int*, double*, double*, double*, int*, double*, int*, int*, int*, int*);
   void (*dgesdd)(char*, int*, int*, double*, int*, double*, double*, int*, double*, int*, double*, int*, int*, int*);
 };
 
@@ -45,10 +45,8 @@ struct Tridiagonal {
 };
 Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a);
 // Eigenvectors of the `count` largest eigenvalues, d x count, largest first; `eigenvalues` gets the values
-// that belong to them. Cost grows with count (relatively robust representations, then one back-transform).
-// `a` is the original matrix, used by another algorithm should the first one report failure.
-Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, const Matrix& a, std::size_t count,
-                            std::vector<double>* eigenvalues);
+// that belong to them.
+Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, std::size_t count, std::vector<double>* eigenvalues);
 
 // Thin singular value decomposition a = u diag(s) vt.
 struct Svd {

@@ -176,7 +176,7 @@ TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError 
     throw Error(ErrorKind::numeric, "no direction stands above rounding; accumulate with precision='float64'");
   }
   choose_rank(&view, descending, rule);
-  view.vectors = leading_eigenvectors(lapack, t, covariance, view.rank, &view.eigenvalues);
+  view.vectors = leading_eigenvectors(lapack, t, view.rank, &view.eigenvalues);
   if (view.rank < view.width) view.next_eigenvalue = std::max(0.0, descending[view.rank]);
   return view;
 }

@@ -1,8 +1,9 @@
-"""How much memory may be allocated, and who says so."""
+"""How much memory may be allocated, and who says so; how much was used."""
 
 from __future__ import annotations
 
 import resource
+import sys
 from pathlib import Path
 
 from streamcca.errors import MemoryLimitError
@@ -46,3 +47,29 @@ def check_memory(need: int, what: str, remedy: str) -> None:
         raise MemoryLimitError(
             f"{what} need {need / 2**30:.1f} GiB, but {source} leaves {limit / 2**30:.1f} GiB; {remedy}"
         )
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise OSError(key)
+
+
+def reset_peak() -> int:
+    """Forget the peak of this process where the system can (Linux), and return the resident bytes now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return peak_resident()
+
+
+def peak_resident() -> int:
+    """Return the largest resident set of this process, in bytes."""
+    try:
+        return _status("VmHWM")
+    except OSError:
+        # Only the second choice: on Linux a child inherits its parent's ru_maxrss.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

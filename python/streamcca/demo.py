@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca._memory import peak_resident, reset_peak
 from streamcca.compare import compare, eval_mode
 from streamcca.results import LayerComparison
 from streamcca.sources import progress_bar
@@ -150,34 +149,11 @@ def measured(run: Callable[[], T]) -> tuple[T, float, int]:
     Linux can reset the peak of a process, elsewhere only a rise of the all-time peak is seen.
     """
     gc.collect()
-    start_bytes = _reset_peak()
+    start_bytes = reset_peak()
     start = time.perf_counter()
     result = run()
     seconds = time.perf_counter() - start
-    return result, seconds, max(0, _peak() - start_bytes)
-
-
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise OSError(key)
-
-
-def _reset_peak() -> int:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
-    except OSError:
-        return _peak()
-
-
-def _peak() -> int:
-    try:
-        return _status("VmHWM")
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return result, seconds, max(0, peak_resident() - start_bytes)
 
 
 def run_demo(out: str | Path = "streamcca-demo", epochs: int = 8, progress: Any = "auto") -> DemoResult:

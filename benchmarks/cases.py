@@ -1,0 +1,156 @@
+"""The races: their rows, their contenders, the check that comes first, and the ratios they were promised to reach."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import data
+from benchmarks.jobs import VARIANCE
+from benchmarks.race import Contender
+
+# What the wheel's OpenBLAS can be told to take the CPU for. Its own choice is 'default'.
+_TUNED = ("SkylakeX", "Haswell")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One race. `flops` of the useful work, if it is of one kind; `bars`: label to the ratio it must lose by."""
+
+    name: str
+    make: Callable[[Path], None]
+    check: Callable[[Path], str]
+    contenders: list[Contender]
+    peak: str = "float32"
+    flops: float | None = None
+    bars: dict[str, float] = field(default_factory=dict)
+
+
+def _tuned(label: str, job: str, every: int = 1) -> list[Contender]:
+    return [Contender(f"{label}, default BLAS", job, every=every)] + [
+        Contender(f"{label}, {core}", job, (("OPENBLAS_CORETYPE", core),), every) for core in _TUNED
+    ]
+
+
+def _torch(label: str, job: str, every: int = 1) -> list[Contender]:
+    return [Contender(label, job, every=every)] if find_spec("torch") else []
+
+
+def _check_covariance(folder: Path) -> str:
+    from benchmarks.jobs import streamcca_covariance
+
+    x = data.load(folder, "x")
+    ours, exact = streamcca_covariance(folder)(), np.cov(x.astype(np.float64), rowvar=False)
+    scale = np.sqrt(np.diag(exact))
+    error = float((np.abs(ours - exact) / scale / scale[:, None]).max())
+    # A lost row of 16384 would show as 6e-5.
+    tolerance = 16 * float(np.finfo(x.dtype).eps)
+    if not error <= tolerance:
+        raise SystemExit(
+            f"covariance is wrong by {error:.1e} of its diagonal, {tolerance:.1e} allowed; nothing was timed"
+        )
+    return f"largest error {error:.1e} of the diagonal"
+
+
+def covariance(rows: int, width: int, dtype: str) -> Case:
+    """Covariance of one view in memory."""
+    numpy = _tuned("numpy X.T @ X", "numpy_product")
+    return Case(
+        name=f"covariance, {rows} x {width} {dtype}",
+        make=lambda folder: data.store(folder, x=data.noise(rows, width, dtype)),
+        check=_check_covariance,
+        contenders=[
+            Contender("streamcca update", "streamcca_moments"),
+            Contender("streamcca update + covariance", "streamcca_covariance"),
+            *numpy,
+            Contender("numpy.cov, default BLAS", "numpy_cov", every=3),
+            *_torch("torch.mm(X.T, X)", "torch_product"),
+        ],
+        peak=dtype,
+        flops=float(rows) * width * (width + 1),
+        bars={numpy[0].label: 1.5} if (width, dtype) == (2048, "float32") else {},
+    )
+
+
+def _check_svcca(folder: Path) -> str:
+    from streamcca import AccuracyWarning, svcca
+    from streamcca.demo import svcca_in_memory
+
+    x, y = data.load(folder, "x"), data.load(folder, "y")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)
+        ours = svcca(x, y, variance=VARIANCE)
+    mean, *ranks = svcca_in_memory(x.astype(np.float64), y.astype(np.float64), VARIANCE)
+    error = abs(ours.mean - mean)
+    if [ours.rank_x, ours.rank_y] != ranks or not error <= ours.error_bound:
+        raise SystemExit(f"SVCCA is wrong: {ours}, expected {mean} with ranks {ranks}; nothing was timed")
+    return f"mean {ours.mean:.6f}, ranks {ranks[0]} and {ranks[1]}, error {error:.1e}, bound {ours.error_bound:.1e}"
+
+
+def svcca(kind: str, rows: int, width: int) -> Case:
+    """SVCCA of two float32 layers in memory, from rows to result."""
+
+    def make(folder: Path) -> None:
+        if kind == "layers":
+            x, y = data.layers(rows, width, "float32")
+        else:
+            x, y = (data.noise(rows, width, "float32", seed) for seed in (1, 2))
+        data.store(folder, x=x, y=y)
+
+    cov, svd = _tuned("numpy cov + eigh", "numpy_cov_eigh"), _tuned("numpy SVD", "numpy_svd", every=3)
+    return Case(
+        name=f"SVCCA of two {kind}, {rows} x {width} float32, 99 % of the variance",
+        make=make,
+        check=_check_svcca,
+        contenders=[
+            Contender("streamcca svcca", "streamcca_svcca"),
+            *cov,
+            *svd,
+            *_torch("torch QR + SVD", "torch_qr_svd", every=3),
+        ],
+        bars={svd[0].label: 20.0, cov[0].label: 2.0} if width >= 1024 else {},
+    )
+
+
+def cases(which: str, quick: bool) -> list[Case]:
+    """Return the races of one benchmark; quick ones are small, to show that they run."""
+    if which == "covariance":
+        if quick:
+            return [covariance(4096, 192, "float32"), covariance(2048, 192, "float64")]
+        shapes = [(65536, 256), (32768, 512), (16384, 1024), (16384, 2048), (8192, 4096)]
+        return [covariance(*shape, "float32") for shape in shapes] + [
+            covariance(16384, 1024, "float64"),
+            covariance(8192, 2048, "float64"),
+        ]
+    size = (2000, 96) if quick else (20000, 1024)
+    return [svcca("layers", *size), svcca("noise", *size)]
+
+
+def run_case(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
+    """Make the rows, check the answer, and time it; returns what `report` prints."""
+    from benchmarks.race import median_ratio, median_seconds, race
+
+    case.make(folder)
+    checked = case.check(folder)
+    times = race(case.contenders, folder, rounds, case.peak)
+    ours = times["seconds"][case.contenders[0].label]
+    peak = float(np.median(times["peak"]))
+    rows = []
+    for contender in case.contenders:
+        seconds = times["seconds"][contender.label]
+        row: dict[str, Any] = {"label": contender.label, "seconds": median_seconds(seconds)}
+        row["ratio"] = median_ratio(seconds, ours)
+        if case.flops is not None:
+            row["gflops"] = case.flops / row["seconds"] / 1e9
+            shares = [case.flops / t / 1e9 / p for t, p in zip(seconds, times["peak"], strict=True) if t is not None]
+            row["share_of_peak"] = float(np.median(shares))
+        if contender.label in case.bars:
+            row["bar"] = case.bars[contender.label]
+        rows.append(row)
+    return {"case": case.name, "checked": checked, "peak_gflops": peak, "contenders": rows, "raw": times}

@@ -1,0 +1,43 @@
+"""The rows that all contenders of one race load from the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def noise(rows: int, width: int, dtype: str, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Independent normal rows: the flattest spectrum, and so the most directions to keep."""
+    return np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32).astype(dtype)
+
+
+def layers(rows: int, width: int, dtype: str) -> list[np.ndarray[Any, Any]]:
+    """Two layers as networks have them: half their signals in common, standard deviations that fall as i^-1/2, mixed.
+
+    A 1/i spectrum of variances is what Stringer et al. (2019) find in cortex, and about what wide layers show; 99 % of
+    the variance then takes most of the directions.
+    """
+    rng = np.random.default_rng(1)
+    common = rng.standard_normal((rows, width // 2), dtype=np.float32)
+    scale = np.arange(1, width + 1, dtype=np.float32) ** -0.5
+    made = []
+    for _ in range(2):
+        own = rng.standard_normal((rows, width), dtype=np.float32)
+        own[:, : width // 2] += common
+        mix = np.linalg.qr(rng.standard_normal((width, width)))[0].astype(np.float32)
+        made.append(((own * scale) @ mix).astype(dtype))
+    return made
+
+
+def store(folder: Path, **arrays: np.ndarray[Any, Any]) -> None:
+    """Write arrays where the workers find them."""
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def load(folder: Path, name: str) -> np.ndarray[Any, Any]:
+    """Read an array into memory that the process owns."""
+    array: np.ndarray[Any, Any] = np.load(folder / f"{name}.npy")
+    return array

@@ -1,0 +1,119 @@
+"""Two .npy files far larger than the memory allowed: time and peak resident set against the kernel on rows in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data import layers
+from benchmarks.jobs import VARIANCE
+
+_BLOCK = 62_500
+_PEAK_BAR = 512 << 20
+_SPEED_BAR = 0.6
+
+
+def _write(path: Path, block: np.ndarray[Any, Any], repeats: int) -> None:
+    """Write the block again and again: its SVCCA is that of the block, which can be computed in memory."""
+    header = {"descr": block.dtype.str, "fortran_order": False, "shape": (repeats * len(block), block.shape[1])}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(repeats):
+            block.tofile(file)
+
+
+_FROM_FILES = """
+import json, sys, time, warnings
+from streamcca import svcca
+from streamcca._memory import peak_resident
+warnings.simplefilter("ignore")
+start = time.perf_counter()
+r = svcca(sys.argv[1], sys.argv[2], variance=float(sys.argv[3]), progress=False)
+print(json.dumps([time.perf_counter() - start, peak_resident(), r.mean, r.error_bound, r.rank_x, r.rank_y]))
+"""
+
+_IN_MEMORY = """
+import json, sys, time, warnings
+import numpy as np
+from streamcca import Moments, svcca
+warnings.simplefilter("ignore")
+x, y = (np.fromfile(path, dtype=np.float32, offset=128, count=int(sys.argv[4]) * int(sys.argv[5]))
+        .reshape(-1, int(sys.argv[5])) for path in sys.argv[1:3])
+m = Moments({"x": x.shape[1], "y": y.shape[1]})
+m.update(x=x, y=y)
+start = time.perf_counter()
+m.update(x=x, y=y)
+seconds = time.perf_counter() - start
+r = svcca(m, variance=float(sys.argv[3]))
+print(json.dumps([seconds, r.mean, r.error_bound, r.rank_x, r.rank_y]))
+"""
+
+_READ = """
+import sys, time
+start, buffer = time.perf_counter(), bytearray(8 << 20)
+for path in sys.argv[1:]:
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer): pass
+print(time.perf_counter() - start)
+"""
+
+
+def _child(code: str, *arguments: object) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return json.loads(done.stdout)
+
+
+def run_files(folder: Path, repeats: int, width: int, rounds: int, block_rows: int = _BLOCK) -> dict[str, Any]:
+    """Write the files, compare them, and compare the comparison with rows in memory."""
+    paths = folder / "x.npy", folder / "y.npy"
+    for path, block in zip(paths, layers(block_rows, width, "float32"), strict=True):
+        _write(path, block, repeats)
+    rows = repeats * block_rows
+    reads, files, memory = [], [], []
+    for _ in range(rounds):
+        reads.append(_child(_READ, *paths))  # also brings the files into the page cache, as far as they fit
+        files.append(_child(_FROM_FILES, *paths, VARIANCE))
+        time.sleep(0.1)
+        memory.append(_child(_IN_MEMORY, *paths, VARIANCE, block_rows, width))
+    mean, bound, *ranks = memory[0][1:]
+    if any(f[4:] != ranks or not abs(f[2] - mean) <= f[3] + bound for f in files):
+        raise SystemExit(f"files: got {files[0][2:]}, expected {mean} with ranks {ranks}")
+    seconds = median(f[0] for f in files)
+    return {
+        "case": f"files, 2 x ({rows} x {width} float32)",
+        "checked": f"mean {files[0][2]:.6f}, off by {abs(files[0][2] - mean):.1e} from rows in memory",
+        "seconds": seconds,
+        "peak_bytes": max(f[1] for f in files),
+        "bytes": sum(path.stat().st_size for path in paths),
+        "speed_of_memory": median(m[0] * repeats / f[0] for m, f in zip(memory, files, strict=True)),
+        "read_seconds": median(reads),
+        "raw": {"files": files, "memory": memory, "reads": reads},
+    }
+
+
+def format_files(result: dict[str, Any], bars: bool) -> str:
+    """Lay the result out; the bars are for the full size only."""
+
+    def bar(wanted: str, reached: bool) -> str:
+        return f"  wanted {wanted}: {'reached' if reached else 'MISSED'}" if bars else ""
+
+    peak, speed = result["peak_bytes"], result["speed_of_memory"]
+    return "\n".join(
+        [
+            result["case"],
+            f"  correct: {result['checked']}",
+            f"  {result['bytes'] / 2**30:.1f} GiB in {result['seconds']:.1f} s (reading alone {result['read_seconds']:.1f} s)",
+            f"  peak resident {peak / 2**20:.0f} MiB" + bar(f"under {_PEAK_BAR >> 20} MiB", peak < _PEAK_BAR),
+            f"  {speed:.0%} of the speed of the kernel on rows in memory"
+            + bar(f"{_SPEED_BAR:.0%}", speed >= _SPEED_BAR),
+        ]
+    )

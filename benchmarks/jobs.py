@@ -1,0 +1,131 @@
+"""What the contenders run. Each job takes the folder with the rows and returns a function of no arguments to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data import load
+
+Job = Callable[[], Any]
+VARIANCE = 0.99
+
+
+def streamcca_moments(folder: Path) -> Job:
+    """All second moments of a view, mean removed, in a float64 state: what `covariance` then only scales."""
+    from streamcca import Moments
+
+    x = load(folder, "x")
+    moments = Moments({"x": x.shape[1]})
+
+    def run() -> Any:
+        moments.reset()
+        moments.update(x=x)
+        return moments
+
+    return run
+
+
+def streamcca_covariance(folder: Path) -> Job:
+    """The same, and the covariance matrix taken out."""
+    moments_of = streamcca_moments(folder)
+    return lambda: moments_of().covariance("x")
+
+
+def numpy_product(folder: Path) -> Job:
+    """X'X as BLAS does it: no mean removed, the state as narrow as the rows."""
+    x = load(folder, "x")
+    return lambda: x.T @ x
+
+
+def numpy_cov(folder: Path) -> Job:
+    """`np.cov`, which converts to float64."""
+    x = load(folder, "x")
+    return lambda: np.cov(x, rowvar=False)
+
+
+def torch_product(folder: Path) -> Job:
+    """X'X by torch, which does not use the symmetry."""
+    import torch
+
+    x = torch.from_numpy(load(folder, "x"))
+    return lambda: torch.mm(x.T, x)
+
+
+def streamcca_svcca(folder: Path) -> Job:
+    """`svcca` of two arrays; warnings about float32 belong to the answer, not to the time."""
+    import warnings
+
+    from streamcca import svcca
+
+    warnings.simplefilter("ignore")
+    x, y = load(folder, "x"), load(folder, "y")
+    return lambda: svcca(x, y, variance=VARIANCE)
+
+
+def _kept(values: Any) -> int:
+    shares = np.cumsum(values) / np.sum(values)
+    return int(np.argmax(shares >= VARIANCE)) + 1
+
+
+def numpy_svd(folder: Path) -> Job:
+    """SVCCA by SVD of both whole matrices, in their own type."""
+    from streamcca.demo import svcca_in_memory
+
+    x, y = load(folder, "x"), load(folder, "y")
+    return lambda: svcca_in_memory(x, y, VARIANCE)
+
+
+def numpy_cov_eigh(folder: Path) -> Job:
+    """SVCCA by `np.cov` of both layers at once, two `eigh`, and the SVD of the whitened cross-covariance."""
+    x, y = load(folder, "x"), load(folder, "y")
+    dx = x.shape[1]
+
+    def run() -> tuple[float, int, int]:
+        s = np.cov(np.hstack([x, y]), rowvar=False)
+        kept = []
+        for block in (s[:dx, :dx], s[dx:, dx:]):
+            values, vectors = np.linalg.eigh(block)
+            k = _kept(values[::-1])
+            kept.append(vectors[:, -k:] / np.sqrt(values[-k:]))
+        rho = np.linalg.svd(kept[0].T @ s[:dx, dx:] @ kept[1], compute_uv=False)
+        return float(rho.mean()), kept[0].shape[1], kept[1].shape[1]
+
+    return run
+
+
+def torch_qr_svd(folder: Path) -> Job:
+    """SVCCA by torch in float32: QR of each centered layer, SVD of its small factor."""
+    import torch
+
+    views = [torch.from_numpy(load(folder, name)) for name in ("x", "y")]
+
+    def run() -> tuple[float, int, int]:
+        left = []
+        for view in views:
+            q, r = torch.linalg.qr(view - view.mean(0))
+            u, s, _ = torch.linalg.svd(r)
+            left.append(q @ u[:, : _kept((s.double() ** 2).numpy())])
+        rho = torch.linalg.svdvals(left[0].T @ left[1])
+        return float(rho.mean()), left[0].shape[1], left[1].shape[1]
+
+    return run
+
+
+JOBS: dict[str, Callable[[Path], Job]] = {
+    job.__name__: job
+    for job in (
+        streamcca_moments,
+        streamcca_covariance,
+        streamcca_svcca,
+        numpy_product,
+        numpy_cov,
+        numpy_svd,
+        numpy_cov_eigh,
+        torch_product,
+        torch_qr_svd,
+    )
+}

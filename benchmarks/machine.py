@@ -1,0 +1,42 @@
+"""What ran the benchmark, for the record."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from streamcca import _backend
+from streamcca.errors import StreamCCAError
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe() -> dict[str, Any]:
+    """Return the CPU, the threads, the kernels in use and the versions of everything that was timed."""
+    try:
+        level = _backend.active_isa()
+    except StreamCCAError as error:
+        raise SystemExit(str(error)) from None
+    return {
+        "cpu": _cpu(),
+        "threads": _backend.openmp_threads(),
+        "isa": level,
+        "compiler": _backend.COMPILER,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("streamcca", "numpy", "scipy", "torch")},
+    }
