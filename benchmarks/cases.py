@@ -21,11 +21,15 @@ _TUNED = ("SkylakeX", "Haswell")
 
 @dataclass(frozen=True)
 class Case:
-    """One race. `flops` of the useful work, if it is of one kind; `bars`: label to the ratio it must lose by."""
+    """One race.
+
+    `check` returns what it found and, where it is one number, the exact answer; `flops` are those of the useful work,
+    if it is of one kind; `bars` maps a contender to the factor it was promised to be slower by.
+    """
 
     name: str
     make: Callable[[Path], None]
-    check: Callable[[Path], str]
+    check: Callable[[Path], tuple[str, float | None]]
     contenders: list[Contender]
     peak: str = "float32"
     flops: float | None = None
@@ -42,7 +46,7 @@ def _torch(label: str, job: str, every: int = 1) -> list[Contender]:
     return [Contender(label, job, every=every)] if find_spec("torch") else []
 
 
-def _check_covariance(folder: Path) -> str:
+def _check_covariance(folder: Path) -> tuple[str, None]:
     from benchmarks.jobs import streamcca_covariance
 
     x = data.load(folder, "x")
@@ -55,7 +59,7 @@ def _check_covariance(folder: Path) -> str:
         raise SystemExit(
             f"covariance is wrong by {error:.1e} of its diagonal, {tolerance:.1e} allowed; nothing was timed"
         )
-    return f"largest error {error:.1e} of the diagonal"
+    return f"largest error {error:.1e} of the diagonal", None
 
 
 def covariance(rows: int, width: int, dtype: str) -> Case:
@@ -78,7 +82,7 @@ def covariance(rows: int, width: int, dtype: str) -> Case:
     )
 
 
-def _check_svcca(folder: Path) -> str:
+def _check_svcca(folder: Path) -> tuple[str, float]:
     from streamcca import AccuracyWarning, svcca
     from streamcca.demo import svcca_in_memory
 
@@ -90,7 +94,8 @@ def _check_svcca(folder: Path) -> str:
     error = abs(ours.mean - mean)
     if [ours.rank_x, ours.rank_y] != ranks or not error <= ours.error_bound:
         raise SystemExit(f"SVCCA is wrong: {ours}, expected {mean} with ranks {ranks}; nothing was timed")
-    return f"mean {ours.mean:.6f}, ranks {ranks[0]} and {ranks[1]}, error {error:.1e}, bound {ours.error_bound:.1e}"
+    found = f"mean {ours.mean:.6f}, ranks {ranks[0]} and {ranks[1]}, error {error:.1e}, bound {ours.error_bound:.1e}"
+    return found, mean
 
 
 def svcca(kind: str, rows: int, width: int) -> Case:
@@ -103,7 +108,8 @@ def svcca(kind: str, rows: int, width: int) -> Case:
             x, y = (data.noise(rows, width, "float32", seed) for seed in (1, 2))
         data.store(folder, x=x, y=y)
 
-    cov, svd = _tuned("numpy cov + eigh", "numpy_cov_eigh"), _tuned("numpy SVD", "numpy_svd", every=3)
+    cov = _tuned("numpy cov + eigh", "numpy_cov_eigh")
+    svd = _tuned("numpy SVD", "numpy_svd", every=3)
     return Case(
         name=f"SVCCA of two {kind}, {rows} x {width} float32, 99 % of the variance",
         make=make,
@@ -137,8 +143,8 @@ def run_case(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
     from benchmarks.race import median_ratio, median_seconds, race
 
     case.make(folder)
-    checked = case.check(folder)
-    times = race(case.contenders, folder, rounds, case.peak)
+    checked, exact = case.check(folder)
+    times = race(case.contenders, folder, rounds, case.peak, answers=exact is not None)
     ours = times["seconds"][case.contenders[0].label]
     peak = float(np.median(times["peak"]))
     rows = []
@@ -150,6 +156,8 @@ def run_case(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
             row["gflops"] = case.flops / row["seconds"] / 1e9
             shares = [case.flops / t / 1e9 / p for t, p in zip(seconds, times["peak"], strict=True) if t is not None]
             row["share_of_peak"] = float(np.median(shares))
+        if exact is not None:
+            row["error"] = abs(times["answer"][contender.label] - exact)
         if contender.label in case.bars:
             row["bar"] = case.bars[contender.label]
         rows.append(row)

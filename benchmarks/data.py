@@ -14,14 +14,10 @@ def noise(rows: int, width: int, dtype: str, seed: int = 0) -> np.ndarray[Any, A
 
 
 def layers(rows: int, width: int, dtype: str) -> list[np.ndarray[Any, Any]]:
-    """Two layers as networks have them: half their signals in common, standard deviations that fall as i^-1/2, mixed.
-
-    A 1/i spectrum of variances is what Stringer et al. (2019) find in cortex, and about what wide layers show; 99 % of
-    the variance then takes most of the directions.
-    """
+    """Two layers as networks have them: half their signals in common, singular values that fall as 1/i, mixed."""
     rng = np.random.default_rng(1)
     common = rng.standard_normal((rows, width // 2), dtype=np.float32)
-    scale = np.arange(1, width + 1, dtype=np.float32) ** -0.5
+    scale = np.arange(1, width + 1, dtype=np.float32) ** -1
     made = []
     for _ in range(2):
         own = rng.standard_normal((rows, width), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Two .npy files far larger than the memory allowed: time and peak resident set against the kernel on rows in memory."""
+"""Two .npy files far larger than the memory allowed: peak resident set, and speed next to rows in memory."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ def format_files(result: dict[str, Any], bars: bool) -> str:
     def bar(wanted: str, reached: bool) -> str:
         return f"  wanted {wanted}: {'reached' if reached else 'MISSED'}" if bars else ""
 
-    peak, speed = result["peak_bytes"], result["speed_of_memory"]
+    peak, speed, size = result["peak_bytes"], result["speed_of_memory"], result["bytes"] / 2**30
     return "\n".join(
         [
             result["case"],
             f"  correct: {result['checked']}",
-            f"  {result['bytes'] / 2**30:.1f} GiB in {result['seconds']:.1f} s (reading alone {result['read_seconds']:.1f} s)",
+            f"  {size:.1f} GiB in {result['seconds']:.1f} s, reading alone {result['read_seconds']:.1f} s",
             f"  peak resident {peak / 2**20:.0f} MiB" + bar(f"under {_PEAK_BAR >> 20} MiB", peak < _PEAK_BAR),
             f"  {speed:.0%} of the speed of the kernel on rows in memory"
             + bar(f"{_SPEED_BAR:.0%}", speed >= _SPEED_BAR),

@@ -1,4 +1,4 @@
-"""What the contenders run. Each job takes the folder with the rows and returns a function of no arguments to be timed."""
+"""What the contenders run: each job takes the folder with the rows and returns the function to be timed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def streamcca_moments(folder: Path) -> Job:
 
 
 def streamcca_covariance(folder: Path) -> Job:
-    """The same, and the covariance matrix taken out."""
+    """Form the same moments and take the covariance matrix out."""
     moments_of = streamcca_moments(folder)
     return lambda: moments_of().covariance("x")
 
@@ -72,7 +72,7 @@ def _kept(values: Any) -> int:
 
 
 def numpy_svd(folder: Path) -> Job:
-    """SVCCA by SVD of both whole matrices, in their own type."""
+    """SVCCA by SVD of both whole matrices; NumPy's SVD works in float64, whatever the type of the rows."""
     from streamcca.demo import svcca_in_memory
 
     x, y = load(folder, "x"), load(folder, "y")

@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-
 # OpenBLAS threads spin for 2^26 cycles after their last job; with less rest they would slow the next contender.
 _REST = 0.06
 
@@ -62,13 +61,14 @@ class Worker:
         self._process.wait()
 
 
-def race(contenders: list[Contender], folder: Path, rounds: int, peak: str) -> dict[str, Any]:
+def race(contenders: list[Contender], folder: Path, rounds: int, peak: str, answers: bool) -> dict[str, Any]:
     """Time the contenders by turns; the first one also measures the machine's peak in every round.
 
     Returns
     -------
     dict
-        ``seconds`` (label to a list, None where a contender sat a round out), ``peak`` (GFLOP/s per round), ``blas``.
+        ``seconds`` (label to a list, None where a contender sat a round out), ``peak`` (GFLOP/s per round), ``blas``,
+        and ``answer`` (label to the mean correlation) where they are asked for.
     """
     workers: list[Worker] = []
     seconds: dict[str, list[float | None]] = {c.label: [] for c in contenders}
@@ -82,7 +82,9 @@ def race(contenders: list[Contender], folder: Path, rounds: int, peak: str) -> d
                 takes_part = r % worker.contender.every == 0
                 time.sleep(_REST)
                 seconds[worker.contender.label].append(worker.ask("run") if takes_part else None)
-        return {"seconds": seconds, "peak": peaks, "blas": {w.contender.label: w.ask("blas") for w in workers}}
+        questions = ["blas", "answer"] if answers else ["blas"]
+        told = {question: {w.contender.label: w.ask(question) for w in workers} for question in questions}
+        return {"seconds": seconds, "peak": peaks, **told}
     finally:
         for worker in workers:
             worker.close()

@@ -11,6 +11,8 @@ def _line(row: dict[str, Any]) -> str:
     cells = [f"  {row['label']:<34}", f"{row['seconds'] * 1e3:>10.1f} ms", f"{row['ratio']:>7.2f}x"]
     if "gflops" in row:
         cells.append(f"{row['gflops']:>7.0f} GF/s {row['share_of_peak']:>5.0%} of peak")
+    if "error" in row:
+        cells.append(f"  error {row['error']:.0e}")
     if "bar" in row:
         cells.append(f"  wanted {row['bar']:g}x: {'reached' if row['ratio'] >= row['bar'] else 'MISSED'}")
     return " ".join(cells)
