@@ -44,7 +44,8 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.contender.label}: its process ended early, with {self._process.wait()}")
+            self.close()
+            raise RuntimeError(f"{self.contender.label}: its process ended early, with {self._process.returncode}")
         return json.loads(line)
 
     def ask(self, command: str) -> Any:
@@ -56,9 +57,7 @@ class Worker:
 
     def close(self) -> None:
         """Let the process end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 def race(contenders: list[Contender], folder: Path, rounds: int, peak: str, answers: bool) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamcca.results import CCAResult, LayerComparison
 from streamcca.significance import null_edges
+from streamcca.store import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +37,10 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG."""
-    figure.savefig(path, dpi=150)
+    """Write a figure as PNG, complete or not at all."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    write_atomically(Path(path), image.getvalue())
 
 
 def plot_matrix(result: LayerComparison, ax: Axes | None = None) -> tuple[Figure, Axes]:

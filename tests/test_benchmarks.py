@@ -1,0 +1,89 @@
+"""The benchmarks run, check before they time, and say what they measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks")
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["covariance", "svcca", "files"])
+def test_quick_run(which, tmp_path):
+    done = run(which, "--quick", "--rounds", 1, "--json", tmp_path / "out.json", "--folder", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "correct: " in done.stdout
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["command"] == f"python -m benchmarks {which} --quick --rounds 1 --folder {tmp_path}"
+    assert document["machine"]["isa"] in done.stdout
+    for result in document["results"]:
+        for row in result.get("contenders", ()):
+            assert row["seconds"] > 0
+            assert row["label"] in done.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
+
+
+def test_a_wrong_answer_is_not_timed(benchmarks, tmp_path, monkeypatch):
+    from benchmarks import cases, jobs
+
+    x = np.random.default_rng(0).standard_normal((2000, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    assert "largest error" in cases._check_covariance(tmp_path)[0]
+    monkeypatch.setattr(jobs, "streamcca_covariance", lambda _: lambda: np.cov(x[:-1], rowvar=False))
+    with pytest.raises(SystemExit, match="wrong by .*nothing was timed"):
+        cases._check_covariance(tmp_path)
+
+
+def test_contenders_agree(benchmarks, tmp_path):
+    from benchmarks import data, jobs
+
+    x, y = data.layers(1500, 40, "float32")
+    data.store(tmp_path, x=x, y=y)
+    answers = {name: jobs.JOBS[name](tmp_path)() for name in ("numpy_svd", "numpy_cov_eigh", "torch_qr_svd")}
+    ours = jobs.JOBS["streamcca_svcca"](tmp_path)()
+    for name, (mean, *ranks) in answers.items():
+        assert mean == pytest.approx(ours.mean, abs=1e-5), name
+        assert ranks == [ours.rank_x, ours.rank_y], name
+
+
+def test_medians_leave_out_the_rounds_that_were_skipped(benchmarks):
+    from benchmarks import race
+
+    assert race.median_seconds([3.0, None, 1.0, None, 2.0]) == 2.0
+    assert race.median_ratio([8.0, None, 9.0], [2.0, 1.0, 3.0]) == 3.5
+
+
+def test_a_worker_that_dies_is_named(benchmarks, tmp_path):
+    from benchmarks import race
+
+    with pytest.raises(RuntimeError, match="lost: its process ended early"):
+        race.Worker(race.Contender("lost", "no_such_job"), tmp_path)
+
+
+def test_committed_results_are_of_the_full_size():
+    found = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
+    assert {"covariance", "svcca", "files"} <= found.keys()
+    for name, document in found.items():
+        assert "--quick" not in document["command"], name
+        assert document["results"], name
+        for result in document["results"]:
+            assert all(math.isfinite(row["ratio"]) for row in result.get("contenders", ()))

@@ -1,0 +1,53 @@
+"""What the README and the docs show must run and be true."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import streamcca as sc
+from streamcca import errors
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sc.StreamCCAWarning)
+        exec(compile(code, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "SVCCA" in out
+    assert float(out.splitlines()[-1]) == pytest.approx(1, abs=1e-6)
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "page", sorted(["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_every_error_has_its_section():
+    text = (ROOT / "docs/errors.md").read_text()
+    headings = " ".join(re.findall(r"^## (.*)$", text, flags=re.MULTILINE))
+    own = [name for name, kind in vars(errors).items() if isinstance(kind, type) and name != "StreamCCAError"]
+    assert len(own) > 10
+    for name in own:
+        assert re.search(rf"\b{name}\b", headings), name
+
+
+def test_public_names_are_in_the_design():
+    text = (ROOT / "docs/design.md").read_text()
+    functions = [name for name in sc.__all__ if name[0].islower()]
+    for name in functions:
+        assert f"sc.{name}(" in text, name
