@@ -29,12 +29,13 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "layers.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    "page", sorted(["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
-)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert page.parent.joinpath(target).exists(), target
 
 
 def test_every_error_has_its_section():
