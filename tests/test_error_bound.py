@@ -286,7 +286,7 @@ def test_correlations_that_nearly_tie_bound_each_other(rng):
     n = 4000
     common = rng.standard_normal((n, 3))
     quiet, noisy = common[:, :1], common[:, 1:2]
-    x = np.hstack([quiet, noisy + 30 * common[:, 2:], 30 * common[:, 2:]])
+    x = np.hstack([quiet, noisy + 15 * common[:, 2:], 15 * common[:, 2:]])
     y = np.hstack([quiet, noisy]) + 0.05 * rng.standard_normal((n, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sc.AccuracyWarning)

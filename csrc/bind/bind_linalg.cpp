@@ -54,6 +54,9 @@ void load_lapack(const py::dict& capsules) {
   take(capsules, "dstemr", "cciddddiiiddiiiidiiii", &l.dstemr);
   take(capsules, "dormtr", "ccciididdidii", &l.dormtr);
   take(capsules, "dstedc", "cidddidiiii", &l.dstedc);
+  take(capsules, "dgeqrf", "iididdii", &l.dgeqrf);
+  take(capsules, "dorgqr", "iiididdii", &l.dorgqr);
+  take(capsules, "dpotrf", "cidii", &l.dpotrf);
   take(capsules, "dgesdd", "ciididdididiii", &l.dgesdd);
   loaded = l;
 }

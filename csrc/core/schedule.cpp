@@ -1,6 +1,7 @@
 #include "core/schedule.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace streamcca {
 namespace {
@@ -26,6 +27,25 @@ Schedule::Schedule(const std::vector<View>& views, const std::vector<Pair>& pair
       add_slices(pair, first, std::min(slices, first + kSlicesPerStrip));
   }
   first_strip_.push_back(strips_.size());
+  if (state_size_ != state_size(views_, pairs_, geometry_)) throw std::logic_error("tiles and state size disagree");
+}
+
+std::size_t Schedule::panels(const std::vector<View>& views, Geometry geometry) {
+  std::size_t count = 0;
+  for (const View& view : views) count += ceil_div(view.width, geometry.panel);
+  return count;
+}
+
+std::size_t Schedule::state_size(const std::vector<View>& views, const std::vector<Pair>& pairs, Geometry geometry) {
+  std::size_t vectors = 0;
+  for (const Pair& pair : pairs) {
+    const std::size_t across = ceil_div(views[pair.col_view].width, geometry.lanes);
+    const std::size_t slices = ceil_div(views[pair.row_view].width, geometry.slice);
+    for (std::size_t slice = 0; slice < slices; ++slice) {
+      vectors += across - (pair.with_itself() ? slice * geometry.slice / geometry.lanes : 0);
+    }
+  }
+  return vectors * geometry.lanes * geometry.slice;
 }
 
 void Schedule::add_slices(std::size_t pair, std::size_t first, std::size_t last) {

@@ -53,6 +53,9 @@ class Schedule {
  public:
   Schedule() = default;
   Schedule(const std::vector<View>& views, const std::vector<Pair>& pairs, Geometry geometry);
+  // state_size() and panels() of a schedule, without the memory of making it.
+  static std::size_t state_size(const std::vector<View>& views, const std::vector<Pair>& pairs, Geometry geometry);
+  static std::size_t panels(const std::vector<View>& views, Geometry geometry);
 
   const Geometry& geometry() const { return geometry_; }
   const std::vector<Strip>& strips() const { return strips_; }

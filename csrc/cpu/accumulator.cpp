@@ -116,7 +116,7 @@ void Accumulator::check_process() const {
   std::ostringstream text;
   if (here != process_) {
     text << "these moments were made in process " << process_ << " and are updated in its fork " << here
-         << ", where the rows would be lost; update them in the parent, or make moments in each worker, save and merge them";
+         << ", where the rows would be lost; update them in the parent, or make moments with threads=1 in each worker, save and merge them";
     throw Error(ErrorKind::process, text.str());
   }
   // GNU OpenMP hangs in a child forked after the parent used threads.

@@ -34,9 +34,9 @@ class TypedStore final : public MomentStore {
 
   static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
                            const ProductKernels<T>& kernels) {
-    const Schedule schedule(views, pairs, geometry_of(kernels));
-    const std::size_t block = schedule.panels() * kernels.panel * (block_depth(products) + kPadRows);
-    return schedule.state_size() * sizeof(double) + block * sizeof(T);
+    const Geometry geometry = geometry_of(kernels);
+    const std::size_t block = Schedule::panels(views, geometry) * kernels.panel * (block_depth(products) + kPadRows);
+    return Schedule::state_size(views, pairs, geometry) * sizeof(double) + block * sizeof(T);
   }
 
   std::unique_ptr<MomentStore> clone() const override { return std::make_unique<TypedStore>(*this); }

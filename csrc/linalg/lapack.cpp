@@ -124,6 +124,25 @@ void scale_columns(Matrix* m, const std::vector<double>& factors) {
   }
 }
 
+Matrix orthonormalize(const Lapack& lapack, Matrix* m) {
+  int rows = lapack_int(m->rows), cols = lapack_int(m->cols), info = 0, work_size = lapack_int(64 * m->cols);
+  std::vector<double> tau(m->cols), work(64 * m->cols);
+  lapack.dgeqrf(&rows, &cols, m->values.data(), &rows, tau.data(), work.data(), &work_size, &info);
+  check("dgeqrf", info);
+  Matrix r(m->cols, m->cols);
+  for (std::size_t j = 0; j < m->cols; ++j) std::copy_n(m->column(j), j + 1, r.column(j));
+  lapack.dorgqr(&rows, &cols, &cols, m->values.data(), &rows, tau.data(), work.data(), &work_size, &info);
+  check("dorgqr", info);
+  return r;
+}
+
+bool has_cholesky_factor(const Lapack& lapack, Matrix a) {
+  char uplo = 'L';
+  int n = lapack_int(a.rows), info = 0;
+  lapack.dpotrf(&uplo, &n, a.values.data(), &n, &info);
+  return info == 0;
+}
+
 Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
   Tridiagonal t;
   int n = lapack_int(a.rows), info = 0, work_size = -1;

@@ -15,6 +15,9 @@ struct Lapack {
                  double*, int*, int*, int*, int*);
   void (*dormtr)(char*, char*, char*, int*, int*, double*, int*, double*, double*, int*, double*, int*, int*);
   void (*dstedc)(char*, int*, double*, double*, double*, int*, double*, int*, int*, int*, int*);
+  void (*dgeqrf)(int*, int*, double*, int*, double*, double*, int*, int*);
+  void (*dorgqr)(int*, int*, int*, double*, int*, double*, double*, int*, int*);
+  void (*dpotrf)(char*, int*, double*, int*, int*);
   void (*dgesdd)(char*, int*, int*, double*, int*, double*, double*, int*, double*, int*, double*, int*, int*, int*);
 };
 
@@ -36,6 +39,11 @@ Matrix transpose(const Matrix& m);
 // diag(factors) m and m diag(factors), in place.
 void scale_rows(Matrix* m, const std::vector<double>& factors);
 void scale_columns(Matrix* m, const std::vector<double>& factors);
+
+// Columns of the tall matrix m become orthonormal, by Householder reflections; returns the triangular factor r of m = q r.
+Matrix orthonormalize(const Lapack& lapack, Matrix* m);
+// Whether the symmetric matrix a is positive definite, as far as float64 can tell.
+bool has_cholesky_factor(const Lapack& lapack, Matrix a);
 
 // All eigenvalues of the symmetric matrix a, ascending, and what is needed to get eigenvectors later.
 struct Tridiagonal {

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/units.h"
+#include "linalg/lanczos.h"
 
 namespace streamcca {
 namespace {
@@ -141,6 +142,56 @@ void choose_rank(TruncatedView* view, const std::vector<double>& descending, con
   }
 }
 
+// What rounding hides, and how many of the eigenvalues stand above it.
+void set_tolerance(TruncatedView* view, const std::vector<double>& descending) {
+  view->backward_error = kEigenBackward * kUnit64 * std::sqrt(static_cast<double>(view->width)) * descending.front();
+  view->tolerance = kSafety * noise_norm(view->error) + view->backward_error;
+  const auto above = [view](double value) { return value > view->tolerance; };
+  view->numerical_rank = static_cast<std::size_t>(std::count_if(descending.begin(), descending.end(), above));
+}
+
+void set_next_eigenvalue(TruncatedView* view, const std::vector<double>& descending) {
+  if (view->rank < view->width) view->next_eigenvalue = std::max(0.0, descending[view->rank]);
+}
+
+// Cuts with the leading eigenpairs alone; false if the rule needs the whole spectrum or that is cheaper.
+bool cut_leading(const Lapack& lapack, const Matrix& covariance, const Rule& rule, TruncatedView* view) {
+  Wanted wanted;
+  if (rule.kind == RuleKind::variance) {
+    // As far as the highest rank that rounding leaves possible, so that it is known, too.
+    const double share = rule.value + kSafety * share_error(*view, {}, view->trace, rule.kind) + kShareRounding;
+    if (share >= 1) return false;
+    wanted.sum = share * view->trace;
+  } else if (rule.kind == RuleKind::rank) {
+    wanted.count = static_cast<std::size_t>(rule.value);
+  } else {
+    return false;
+  }
+  std::optional<LeadingPairs> pairs = leading_pairs(lapack, covariance, wanted);
+  if (!pairs) return false;
+  set_tolerance(view, pairs->eigenvalues);
+  if (view->numerical_rank < pairs->vectors.cols) return false;
+  choose_rank(view, pairs->eigenvalues, rule);
+  view->vectors = std::move(pairs->vectors);
+  view->vectors.values.resize(view->rank * view->width);
+  view->vectors.cols = view->rank;
+  view->eigenvalues.assign(pairs->eigenvalues.begin(), pairs->eigenvalues.begin() + static_cast<std::ptrdiff_t>(view->rank));
+  set_next_eigenvalue(view, pairs->eigenvalues);
+  return true;
+}
+
+void cut_whole(const Lapack& lapack, const Matrix& covariance, const Rule& rule, TruncatedView* view) {
+  const Tridiagonal t = tridiagonalize(lapack, covariance);
+  const std::vector<double> descending(t.eigenvalues.rbegin(), t.eigenvalues.rend());
+  set_tolerance(view, descending);
+  if (view->numerical_rank == 0) {
+    throw Error(ErrorKind::numeric, "no direction stands above rounding; accumulate with precision='float64'");
+  }
+  choose_rank(view, descending, rule);
+  view->vectors = leading_eigenvectors(lapack, t, view->rank, &view->eigenvalues);
+  set_next_eigenvalue(view, descending);
+}
+
 }  // namespace
 
 TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError error, Rule rule, double ridge) {
@@ -165,19 +216,8 @@ TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError 
   }
   divide(&covariance, &view.error, view.scale);
 
-  const Tridiagonal t = tridiagonalize(lapack, covariance);
-  const std::vector<double> descending(t.eigenvalues.rbegin(), t.eigenvalues.rend());
   view.trace = trace_of(covariance);
-  view.backward_error = kEigenBackward * kUnit64 * std::sqrt(static_cast<double>(view.width)) * descending.front();
-  view.tolerance = kSafety * noise_norm(view.error) + view.backward_error;
-  const auto above = [&view](double value) { return value > view.tolerance; };
-  view.numerical_rank = static_cast<std::size_t>(std::count_if(descending.begin(), descending.end(), above));
-  if (view.numerical_rank == 0) {
-    throw Error(ErrorKind::numeric, "no direction stands above rounding; accumulate with precision='float64'");
-  }
-  choose_rank(&view, descending, rule);
-  view.vectors = leading_eigenvectors(lapack, t, view.rank, &view.eigenvalues);
-  if (view.rank < view.width) view.next_eigenvalue = std::max(0.0, descending[view.rank]);
+  if (!cut_leading(lapack, covariance, rule, &view)) cut_whole(lapack, covariance, rule, &view);
   return view;
 }
 

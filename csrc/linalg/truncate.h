@@ -34,7 +34,7 @@ struct TruncatedView {
   std::size_t width = 0;
   std::size_t live = 0;             // neurons that vary
   std::size_t rank = 0;             // k, directions kept
-  std::size_t numerical_rank = 0;   // eigenvalues above `tolerance`
+  std::size_t numerical_rank = 0;   // eigenvalues above `tolerance`, of those that were computed
   std::size_t lowest_rank = 0;      // the ranks that rounding leaves possible; directions below the tolerance
   std::size_t highest_rank = 0;     // count, unless the rows themselves do not resolve them
   Matrix vectors;                   // d x k, orthonormal

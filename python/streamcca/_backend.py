@@ -42,7 +42,7 @@ FloatArray = npt.NDArray[np.float64]
 # What rounding did to a covariance: relative size, unit roundoff of the rows, raw second moments of the neurons.
 Rounding = tuple[float, float, FloatArray]
 
-_LAPACK = ("dsytrd", "dsterf", "dstemr", "dormtr", "dstedc", "dgesdd")
+_LAPACK = ("dsytrd", "dsterf", "dstemr", "dormtr", "dstedc", "dgeqrf", "dorgqr", "dpotrf", "dgesdd")
 _loaded = False
 
 

@@ -25,10 +25,14 @@ _CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", 
 
 def features_axis(module: object) -> int | None:
     """Axis of the features in this module's outputs: 1, -1, or None if its kind does not say."""
-    name = type(module).__name__
-    if name in _FEATURES_LAST:
-        return -1
-    return 1 if name.startswith(_CHANNELS_FIRST) else None
+    # torch's own classes only, subclasses included: the Conv1D of transformers is a linear layer.
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch."):
+            if kind.__name__ in _FEATURES_LAST:
+                return -1
+            if kind.__name__.startswith(_CHANNELS_FIRST):
+                return 1
+    return None
 
 
 @dataclass(frozen=True)
