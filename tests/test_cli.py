@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def run(capsys, *arguments):
         (["--variance", "0.9"], lambda: sc.svcca(X, Y, variance=0.9)),
         (["--nuclear", "0.9"], lambda: sc.svcca(X, Y, nuclear=0.9)),
         (["--rank", "5"], lambda: sc.svcca(X, Y, rank=5)),
-        (["--rank", "5", "4"], lambda: sc.svcca(X, Y, rank=(5, 4))),
+        (["--rank", "5,4"], lambda: sc.svcca(X, Y, rank=(5, 4))),
         (["--measure", "cca", "--ridge", "0.1"], lambda: sc.cca(X, Y, ridge=0.1)),
         (["--measure", "pwcca", "--side", "y"], lambda: sc.pwcca(X, Y, side="y")),
         (["--precision", "float64", "--threads", "1"], lambda: sc.svcca(X, Y, precision="float64")),
@@ -109,7 +110,9 @@ def test_bad_input_exits_with_3(arguments, sentence, files, capsys):
         ["compare", "x.npy", "y.npy", "--variance", "9"],
         ["compare", "x.npy", "y.npy", "--nuclear", "0"],
         ["compare", "x.npy", "y.npy", "--rank", "0"],
-        ["compare", "x.npy", "y.npy", "--rank", "1", "2", "3"],
+        ["compare", "x.npy", "y.npy", "--rank", "1,2,3"],
+        ["compare", "x.npy", "y.npy", "--rank", "1,x"],
+        ["compare", "x.npy", "y.npy", "--side", "y"],
         ["compare", "x.npy", "y.npy", "--threads", "0"],
         ["compare", "x.npy", "y.npy", "--ridge", "-1"],
         ["compare", "x.npy", "y.npy", "--rank", "3", "--variance", "0.9"],
@@ -163,9 +166,7 @@ def test_the_self_check_notices_a_wrong_kernel(capsys, monkeypatch):
 def test_as_a_module_and_interrupted(tmp_path):
     """Ctrl-C during a long comparison: one line, exit code 130."""
     for name in "xy":
-        np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", "<f4", (400_000, 512))[:] = np.random.default_rng(
-            ord(name)
-        ).standard_normal(512, dtype=np.float32)
+        np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", "<f4", (1_000_000, 512)).flush()  # sparse
     process = subprocess.Popen(
         [sys.executable, "-m", "streamcca", "compare", tmp_path / "x.npy", tmp_path / "y.npy"],
         stdout=subprocess.PIPE,
@@ -173,8 +174,25 @@ def test_as_a_module_and_interrupted(tmp_path):
         text=True,
         env=os.environ,
     )
-    time.sleep(1.0)
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    while not any(os.readlink(d).endswith("y.npy") for d in descriptors.iterdir()):
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err == "streamcca: interrupted; nothing was written\n"
+    assert err == "streamcca: interrupted\n"
+
+
+def test_out_of_memory_is_bad_input_not_a_failed_check(files, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(sc, "svcca", refuse)
+    code, out, err = run(capsys, "compare", "x.npy", "y.npy")
+    assert (code, out, err) == (3, "", "streamcca: std::bad_alloc\n")
+
+
+def test_a_rank_before_the_files(files, capsys):
+    code, out, _ = run(capsys, "compare", "--rank", "3", "x.npy", "y.npy", "--json")
+    assert code == 0
+    assert json.loads(out)["rank_x"] == 3

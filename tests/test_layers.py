@@ -9,6 +9,7 @@ from torch import nn
 
 import streamcca as sc
 from streamcca.layers import select_layers
+from streamcca.rows import features_axis
 
 
 class Block(nn.Module):
@@ -97,3 +98,28 @@ def test_bad_selectors():
         select_layers(NET, 3)
     with pytest.raises(sc.InputError, match="layers: got an empty list"):
         select_layers(NET, [])
+
+
+def test_the_axis_of_features_by_kind():
+    class LayerNorm2d(nn.LayerNorm):
+        """As in torchvision and timm: channels first, though a subclass of LayerNorm."""
+
+    class Conv1D(nn.Module):
+        """As in transformers: a linear layer."""
+
+    class LoraLinear(nn.Linear):
+        """A linear layer with extras."""
+
+    axes = {
+        nn.Linear(2, 2): -1,
+        LoraLinear(2, 2): -1,
+        nn.LayerNorm(2): -1,
+        nn.Embedding(2, 2): -1,
+        nn.Conv2d(1, 1, 1): 1,
+        nn.BatchNorm2d(1): 1,
+        nn.AdaptiveAvgPool2d(1): 1,
+        LayerNorm2d(2): None,
+        Conv1D(): None,
+        nn.ReLU(): None,
+    }
+    assert {kind: features_axis(kind) for kind in axes} == axes

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from scipy.integrate import quad
 
 import streamcca as sc
 from streamcca.significance import forced_ones
@@ -55,3 +56,43 @@ def test_bad_arguments():
     for arguments in [(0, 1, 10), (1, 0, 10), (1, 1, 1)]:
         with pytest.raises(sc.InputError, match="null_mean: got"):
             sc.null_mean(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("kx", "ky", "n"), [(10, 10, 101), (50, 50, 101), (100, 499, 600), (250, 250, 502), (30, 300, 1001)]
+)
+def test_the_mean_of_wachters_law_against_quadrature(kx, ky, n):
+    a, b = kx / (n - 1), ky / (n - 1)
+    low, high = (edge**2 for edge in sc.null_edges(kx, ky, n))
+
+    def density(r):
+        return np.sqrt(max(0.0, (r - low) * (high - r))) / (2 * np.pi * min(a, b) * r * (1 - r))
+
+    middle = (low + high) / 2  # the substitutions take the square roots at both edges away
+    left = quad(lambda t: 2 * t * density(low + t * t) * np.sqrt(low + t * t), 0, np.sqrt(middle - low), epsabs=1e-12)
+    right = quad(
+        lambda t: 2 * t * density(high - t * t) * np.sqrt(high - t * t), 0, np.sqrt(high - middle), epsabs=1e-12
+    )
+    assert sc.null_mean(kx, ky, n) == pytest.approx(left[0] + right[0], abs=2e-9)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 10), (1, 1, 1), (1, -1, 10)])
+def test_senseless_sizes(arguments):
+    for function in (sc.null_mean, sc.null_edges):
+        with pytest.raises(sc.InputError, match="expected kx, ky >= 1 and n >= 2"):
+            function(*arguments)
+
+
+def test_chance_of_weighted_rows_rests_on_their_number(rng):
+    x, y = rng.standard_normal((300, 6)), rng.standard_normal((300, 5))
+    plain = sc.cca(x, y)
+    m = sc.Moments({"x": 6, "y": 5})
+    m.update(x=x, y=y, weights=np.full(300, 0.05))
+    weighted = sc.cca(m)
+    assert (weighted.n, weighted.rows) == (pytest.approx(15), 300)
+    assert weighted.null_mean == plain.null_mean
+    bands = []
+    for result in (plain, weighted):
+        _, ax = result.plot()
+        bands.append(ax.patches[0].get_extents().bounds if ax.patches else ax.get_legend().get_texts()[0].get_text())
+    assert bands[0] == bands[1]

@@ -7,6 +7,7 @@ import pytest
 import reference
 
 import streamcca as sc
+from streamcca import _backend
 
 
 def with_spectrum(s, n, rng, offset=0.0):
@@ -58,7 +59,8 @@ def test_a_threshold_that_a_share_equals_is_reached(rng):
     x = np.zeros((200, 100))
     x[:100] = np.eye(100)
     x[100:] = -np.eye(100)
-    sub = sc.truncate(moments_of(x), "a", variance=0.99)
+    with pytest.warns(sc.AccuracyWarning, match="within rounding, every rank from 99 to 100 satisfies variance=0.99"):
+        sub = sc.truncate(moments_of(x), "a", variance=0.99)
     assert sub.rank == 99
     with pytest.warns(sc.AccuracyWarning) as caught:
         r = sc.svcca(x, x + 0.0, variance=0.99, allow_inaccurate=True)
@@ -74,8 +76,9 @@ def test_a_threshold_that_a_share_equals_is_reached(rng):
 def test_numerical_rank_of_rank_deficient_rows(dtype, rank, rng):
     x = (rng.standard_normal((500, rank)) @ rng.standard_normal((rank, 40))).astype(dtype)
     m = moments_of(x)
-    assert sc.truncate(m, "a", variance=1.0).rank == rank
-    assert sc.truncate(m, "a", nuclear=1.0).rank == rank
+    for rule in ({"variance": 1.0}, {"nuclear": 1.0}):
+        with pytest.warns(sc.AccuracyWarning, match=f"numerical rank {rank} of at most 40; directions below rounding"):
+            assert sc.truncate(m, "a", **rule).rank == rank
     assert sc.truncate(m, "a", rank=rank).numerical_rank == rank
     with pytest.raises(
         sc.InputError, match=rf"view 'a': rank {rank + 1} was asked for, but the numerical rank is {rank};"
@@ -132,3 +135,77 @@ def test_the_view_may_be_left_out_only_if_there_is_one(rng):
     m.update(a=x, b=x)
     with pytest.raises(sc.InputError, match="name one of the views 'a', 'b'"):
         sc.truncate(m)
+
+
+def covariance_of(values, rng):
+    """A covariance with these eigenvalues, and its eigenvectors."""
+    vectors = np.linalg.qr(rng.standard_normal((len(values), len(values))))[0]
+    matrix = (vectors * values) @ vectors.T
+    return (matrix + matrix.T) / 2, vectors
+
+
+def cut(matrix, rule, value):
+    """Truncate a covariance that is exact but for float64 rounding."""
+    t = _backend.truncate(matrix, (2.0**-53, 2.0**-53, np.diag(matrix).copy()), rule, value, 0.0)
+    return t, t.eigenvalues
+
+
+WIDE = 700  # wide enough for the leading eigenpairs to be computed alone
+SPECTRA = {
+    "singular values i^-3/2": np.arange(1, WIDE + 1) ** -3.0,
+    "exponential": np.exp(-np.arange(WIDE) / 10),
+    "spikes over a floor": np.r_[np.linspace(20, 10, 20), np.full(WIDE - 20, 1e-4)],
+    "40 equal values": np.r_[np.ones(40), np.full(WIDE - 40, 1e-6)],
+    "exactly rank 25": np.r_[np.arange(25, 0, -1.0), np.zeros(WIDE - 25)],
+}
+
+
+@pytest.mark.parametrize(("rule", "value"), [("variance", 0.99), ("variance", 0.5), ("rank", 12)])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_leading_directions_of_wide_views(spectrum, rule, value, rng):
+    values = SPECTRA[spectrum]
+    matrix, vectors = covariance_of(values, rng)
+    t, eigenvalues = cut(matrix, rule, value)
+    want = value if rule == "rank" else reference.kept_rank(np.sqrt(values), rule, value - 1e-12)
+    assert t.rank == want
+    if spectrum != "40 equal values" or (rule == "variance" and value > 0.9):
+        assert t.numerical_rank < 80, "the whole spectrum was computed"
+        left = vectors[:, : t.rank]
+        assert np.linalg.norm(t.vectors - left @ (left.T @ t.vectors), 2) < 1e-10
+    np.testing.assert_allclose(eigenvalues, values[: t.rank], rtol=0, atol=2e-14 * values[0])
+    np.testing.assert_allclose(t.vectors.T @ t.vectors, np.eye(t.rank), atol=1e-13)
+    assert t.share == pytest.approx(values[: t.rank].sum() / values.sum(), abs=1e-13)
+
+
+@pytest.mark.parametrize("values", [np.ones(WIDE), np.arange(1, WIDE + 1) ** -1.0], ids=["flat", "1/i"])
+def test_flat_spectra_are_decomposed_whole(values, rng):
+    matrix, _ = covariance_of(values, rng)
+    t, eigenvalues = cut(matrix, "variance", 0.99)
+    assert t.rank == reference.kept_rank(np.sqrt(values), "variance", 0.99 - 1e-12)
+    assert t.numerical_rank == WIDE
+    np.testing.assert_allclose(eigenvalues, values[: t.rank], rtol=0, atol=2e-14 * values[0])
+
+
+def test_more_equal_values_than_a_block_of_lanczos_has_vectors(rng):
+    """A Krylov space sees at most one copy of an eigenvalue per start vector; the certificate must notice the rest."""
+    values = np.r_[np.full(45, 2.0), np.full(WIDE - 45, 1e-3)]
+    matrix = np.diag(rng.permutation(values))
+    t, eigenvalues = cut(matrix, "variance", 0.9)
+    assert t.rank == reference.kept_rank(np.sqrt(values), "variance", 0.9)
+    np.testing.assert_allclose(eigenvalues, 2.0, rtol=1e-13)
+
+
+def test_a_wide_view_end_to_end(rng):
+    """SVCCA of wide float64 layers against SVD of the full matrices, through the leading eigenpairs."""
+    n, d = 2000, 640
+    common = rng.standard_normal((n, 12))
+    views = []
+    for _ in range(2):
+        mix = rng.standard_normal((12, d)) * np.arange(12, 0, -1)[:, None]
+        views.append(common @ mix + 0.3 * rng.standard_normal((n, d)))
+    r = sc.svcca(*views, rank=(10, 12))
+    x, y = reference.left_vectors(views[0], "rank", 10), reference.left_vectors(views[1], "rank", 12)
+    rho = np.linalg.svd(x.T @ y, compute_uv=False)
+    np.testing.assert_allclose(r.correlations, rho, atol=1e-10)
+    assert r.numerical_rank_x < 60
+    assert abs(r.mean - rho.mean()) <= r.error_bound < 1e-9

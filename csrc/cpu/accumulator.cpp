@@ -12,6 +12,7 @@
 #include "cpu/accumulator_detail.h"
 #include "cpu/dispatch.h"
 #include "cpu/shift.h"
+#include "cpu/threads.h"
 
 namespace streamcca {
 namespace {
@@ -28,6 +29,21 @@ double square(double x) { return x * x; }
 double block_variance(Products products, double rows, double weight, double total) {
   const double unit = unit_roundoff(products);
   return (square(0.3 * unit) * rows + square(0.6 * unit) / rows) * square(weight) + square(0.5 * kUnit64 * total);
+}
+
+// Copies the upper triangle below the diagonal, square by square so that both sides stay in the cache.
+void mirror(double* matrix, std::size_t width, int threads) {
+  constexpr std::size_t side = 32;
+  const auto squares = static_cast<std::ptrdiff_t>((width + side - 1) / side);
+#pragma omp parallel for schedule(dynamic) num_threads(thread_count(threads))
+  for (std::ptrdiff_t s = 0; s < squares; ++s) {
+    const std::size_t first_row = static_cast<std::size_t>(s) * side, last_row = std::min(width, first_row + side);
+    for (std::size_t first = 0; first < last_row; first += side) {
+      for (std::size_t r = first_row; r < last_row; ++r) {
+        for (std::size_t c = first; c < std::min(r, first + side); ++c) matrix[r * width + c] = matrix[c * width + r];
+      }
+    }
+  }
 }
 
 // Calls `poll` if the last call was long enough ago.
@@ -312,17 +328,16 @@ void Accumulator::covariance(std::size_t pair, double ddof, double* out, Uncerta
     store.read_columns(col_view, true, col_sums.data(), squares.data());
     const double divisor = weight_ - ddof;
     if (uncertainty && row_view == col_view) observe_rounding(out, width + 1, squares.data(), divisor, uncertainty);
-    for (std::size_t r = 0; r < height; ++r) {
-      for (std::size_t c = 0; c < width; ++c) {
-        out[r * width + c] = (out[r * width + c] - row_sums[r] * (col_sums[c] / weight_)) / divisor;
-      }
+    for (double& sum : col_sums) sum /= weight_;
+    const bool symmetric = row_view == col_view;
+    const auto rows = static_cast<std::ptrdiff_t>(height);
+#pragma omp parallel for schedule(dynamic, 64) num_threads(thread_count(reading_threads()))
+    for (std::ptrdiff_t i = 0; i < rows; ++i) {
+      const auto r = static_cast<std::size_t>(i);
+      double* row = out + r * width;
+      for (std::size_t c = symmetric ? r : 0; c < width; ++c) row[c] = (row[c] - row_sums[r] * col_sums[c]) / divisor;
     }
-    // s_r * (s_c / w) and s_c * (s_r / w) can differ in the last bit.
-    if (row_view == col_view) {
-      for (std::size_t r = 0; r < height; ++r) {
-        for (std::size_t c = 0; c < r; ++c) out[r * width + c] = out[c * width + r];
-      }
-    }
+    if (symmetric) mirror(out, width, reading_threads());
   });
 }
 

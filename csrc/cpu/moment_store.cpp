@@ -120,7 +120,6 @@ class TypedStore final : public MomentStore {
             const std::size_t row = first_row + r, column = first_column + c;
             if (symmetric && column < row) continue;
             out[row * width + column] = sums[r * columns + c];
-            if (symmetric) out[column * width + row] = sums[r * columns + c];
           }
         }
       });

@@ -58,7 +58,7 @@ class MomentStore {
   virtual void flush(int threads) = 0;
 
   // Sums and squares of one view, moments of one pair, with or without the pending rows; the store does not
-  // change. read_pair writes row_width x col_width values, row-major, both triangles for a view with itself.
+  // change. read_pair writes row_width x col_width values, row-major; of a view with itself the upper triangle.
   virtual void read_columns(std::size_t view, bool with_pending, double* sums, double* squares) const = 0;
   virtual void read_pair(std::size_t pair, bool with_pending, double* out, int threads) const = 0;
 

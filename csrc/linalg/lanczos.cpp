@@ -19,12 +19,6 @@ constexpr std::size_t kMostBasis = 3;
 // Blocks between two looks at the Ritz values.
 constexpr std::size_t kBlocksPerLook = 4;
 
-Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count) {
-  Matrix part(m.rows, count);
-  std::copy_n(m.column(first), count * m.rows, part.values.begin());
-  return part;
-}
-
 void subtract(Matrix* a, const Matrix& b) {
   for (std::size_t i = 0; i < a->values.size(); ++i) a->values[i] -= b.values[i];
 }

@@ -16,6 +16,18 @@ int lapack_int(std::size_t n) {
   return static_cast<int>(n);
 }
 
+// The size that a workspace query answered. LAPACK computes it in 32 bits, so `need` says what it really takes.
+int workspace(const char* routine, double answer, double need) {
+  if (need > INT_MAX || answer < 1 || answer > INT_MAX) {
+    throw Error(ErrorKind::numeric, std::string("LAPACK ") + routine +
+                                        " would need a workspace beyond its 32-bit integers; truncate the views to fewer directions, or "
+                                        "leave neurons out");
+  }
+  return static_cast<int>(answer);
+}
+
+double square(std::size_t n) { return static_cast<double>(n) * static_cast<double>(n); }
+
 void check(const char* routine, int info) {
   if (info != 0) {
     throw Error(ErrorKind::numeric, std::string("LAPACK ") + routine + " failed with info = " + std::to_string(info) +
@@ -39,34 +51,35 @@ Matrix product(const Lapack& lapack, char transpose_a, const Matrix& a, const Ma
   return c;
 }
 
+// Divide and conquer works on all d eigenvectors at once, in d^2 doubles that LAPACK counts in 32 bits.
+bool fits_divide_and_conquer(std::size_t d) { return square(d) + 4 * static_cast<double>(d) + 1 <= INT_MAX; }
+
 // Eigenvectors of the tridiagonal matrix for its `count` largest eigenvalues, ascending, by divide and conquer.
 // It computes all of them and yet is the fastest for many: 0.04 s where dstemr takes 0.18 s (d = 1024, count 870).
 Matrix tridiagonal_divide_and_conquer(const Lapack& lapack, const Tridiagonal& t, std::size_t count, std::vector<double>* ascending) {
   const std::size_t d = t.diagonal.size();
-  Matrix z(d, d);
-  std::vector<double> off = t.off_diagonal;
-  *ascending = t.diagonal;
+  Matrix all(d, d);
+  std::vector<double> values = t.diagonal, off = t.off_diagonal;
   int n = lapack_int(d), info = 0, work_size = -1, int_work_size = -1, int_work_query = 0;
   double work_query = 0;
   char job = 'I';
-  lapack.dstedc(&job, &n, ascending->data(), off.data(), z.values.data(), &n, &work_query, &work_size, &int_work_query, &int_work_size,
+  lapack.dstedc(&job, &n, values.data(), off.data(), all.values.data(), &n, &work_query, &work_size, &int_work_query, &int_work_size,
                 &info);
-  work_size = lapack_int(static_cast<std::size_t>(work_query));
-  int_work_size = int_work_query;
+  work_size = workspace("dstedc", work_query, square(d) + 4 * static_cast<double>(d) + 1);
+  int_work_size = workspace("dstedc", int_work_query, 5 * static_cast<double>(d) + 3);
   std::vector<double> work(static_cast<std::size_t>(work_size));
   std::vector<int> int_work(static_cast<std::size_t>(int_work_size));
-  lapack.dstedc(&job, &n, ascending->data(), off.data(), z.values.data(), &n, work.data(), &work_size, int_work.data(), &int_work_size,
+  lapack.dstedc(&job, &n, values.data(), off.data(), all.values.data(), &n, work.data(), &work_size, int_work.data(), &int_work_size,
                 &info);
   check("dstedc", info);
-  z.values.erase(z.values.begin(), z.values.end() - static_cast<std::ptrdiff_t>(count * d));
-  z.cols = count;
-  ascending->erase(ascending->begin(), ascending->end() - static_cast<std::ptrdiff_t>(count));
-  return z;
+  ascending->assign(values.end() - static_cast<std::ptrdiff_t>(count), values.end());
+  return columns_of(all, d - count, count);  // a copy, so that the others are given back
 }
 
 // The same by relatively robust representations, whose cost grows with count; false if they fail.
-bool tridiagonal_representations(const Lapack& lapack, const Tridiagonal& t, Matrix* z, std::vector<double>* ascending) {
-  const std::size_t d = z->rows;
+bool tridiagonal_representations(const Lapack& lapack, const Tridiagonal& t, std::size_t count, Matrix* z, std::vector<double>* ascending) {
+  const std::size_t d = t.diagonal.size();
+  *z = Matrix(d, count);
   int n = lapack_int(d), columns = lapack_int(z->cols), lowest = n - columns + 1, highest = n, found = 0, try_accurate = 1;
   int info = 0, work_size = lapack_int(18 * d), int_work_size = lapack_int(10 * d);
   double unused = 0;
@@ -89,7 +102,7 @@ void back_transform(const Lapack& lapack, const Tridiagonal& t, Matrix* z) {
   auto* reflectors = const_cast<double*>(t.reflectors.values.data());
   auto* tau = const_cast<double*>(t.tau.data());
   lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z->values.data(), &n, &work_query, &work_size, &info);
-  work_size = lapack_int(static_cast<std::size_t>(work_query));
+  work_size = workspace("dormtr", work_query, 0);
   std::vector<double> work(static_cast<std::size_t>(work_size));
   lapack.dormtr(&side, &uplo, &plain, &n, &columns, reflectors, &n, tau, z->values.data(), &n, work.data(), &work_size, &info);
   check("dormtr", info);
@@ -103,6 +116,12 @@ constexpr std::size_t kManyFrom = 8;  // d / 8
 Matrix multiply(const Lapack& lapack, const Matrix& a, const Matrix& b) { return product(lapack, 'N', a, b, a.rows, a.cols); }
 
 Matrix multiply_transposed(const Lapack& lapack, const Matrix& a, const Matrix& b) { return product(lapack, 'T', a, b, a.cols, a.rows); }
+
+Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count) {
+  Matrix part(m.rows, count);
+  std::copy_n(m.column(first), count * m.rows, part.values.begin());
+  return part;
+}
 
 Matrix transpose(const Matrix& m) {
   Matrix t(m.cols, m.rows);
@@ -152,7 +171,7 @@ Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
   t.tau.resize(a.rows);
   double work_query = 0;
   lapack.dsytrd(&uplo, &n, a.values.data(), &n, t.diagonal.data(), t.off_diagonal.data(), t.tau.data(), &work_query, &work_size, &info);
-  work_size = lapack_int(static_cast<std::size_t>(work_query));
+  work_size = workspace("dsytrd", work_query, 0);
   std::vector<double> work(static_cast<std::size_t>(work_size));
   lapack.dsytrd(&uplo, &n, a.values.data(), &n, t.diagonal.data(), t.off_diagonal.data(), t.tau.data(), work.data(), &work_size, &info);
   check("dsytrd", info);
@@ -166,10 +185,11 @@ Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
 
 Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, std::size_t count, std::vector<double>* eigenvalues) {
   const std::size_t d = t.diagonal.size();
-  Matrix z(d, count);
+  Matrix z(d, 0);
   eigenvalues->clear();
   if (count == 0) return z;
-  if (count * kManyFrom >= d || !tridiagonal_representations(lapack, t, &z, eigenvalues)) {
+  const bool many = count * kManyFrom >= d && fits_divide_and_conquer(d);
+  if (many || !tridiagonal_representations(lapack, t, count, &z, eigenvalues)) {
     z = tridiagonal_divide_and_conquer(lapack, t, count, eigenvalues);
   }
   back_transform(lapack, t, &z);
@@ -188,7 +208,9 @@ Svd thin_svd(const Lapack& lapack, Matrix a) {
   std::vector<int> int_work(8 * rank);
   lapack.dgesdd(&job, &m, &n, a.values.data(), &m, result.s.data(), result.u.values.data(), &m, result.vt.values.data(), &r, &work_query,
                 &work_size, int_work.data(), &info);
-  work_size = lapack_int(static_cast<std::size_t>(work_query));
+  // 3 r^2 + 7 r by its documentation; the blocked reductions before it take 64 columns more.
+  const double longer = static_cast<double>(std::max(a.rows, a.cols));
+  work_size = workspace("dgesdd", work_query, 4 * square(rank) + 7 * static_cast<double>(rank) + 64 * longer);
   std::vector<double> work(static_cast<std::size_t>(work_size));
   lapack.dgesdd(&job, &m, &n, a.values.data(), &m, result.s.data(), result.u.values.data(), &m, result.vt.values.data(), &r, work.data(),
                 &work_size, int_work.data(), &info);

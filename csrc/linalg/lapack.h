@@ -35,6 +35,7 @@ struct Matrix {
 
 Matrix multiply(const Lapack& lapack, const Matrix& a, const Matrix& b);             // a b
 Matrix multiply_transposed(const Lapack& lapack, const Matrix& a, const Matrix& b);  // a' b
+Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count);            // a copy
 Matrix transpose(const Matrix& m);
 // diag(factors) m and m diag(factors), in place.
 void scale_rows(Matrix* m, const std::vector<double>& factors);

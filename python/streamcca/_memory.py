@@ -20,21 +20,43 @@ def _read_int(path: Path) -> int | None:
         return None
 
 
+def _groups() -> list[Path]:
+    """Folders of this process's memory control group and of all above it (version 2)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    group = _CGROUP / own
+    return [group, *(parent for parent in group.parents if parent.is_relative_to(_CGROUP))]
+
+
+def _left_in_group(folder: Path) -> int | None:
+    """Return what a group may still take, or None if it has no limit; cached files count as free."""
+    allowed, used = _read_int(folder / "memory.max"), _read_int(folder / "memory.current")
+    if allowed is None or used is None:
+        return None
+    try:
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        used -= int(stat["inactive_file"]) + int(stat["active_file"])
+    except (OSError, KeyError, ValueError):
+        pass
+    return max(0, allowed - used)
+
+
 def available_memory() -> tuple[int, str]:
     """Return the bytes that may still be allocated, and the name of the limit that binds."""
     limits: list[tuple[int, str]] = []
     try:
-        info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        info = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         limits.append((int(info["MemAvailable"].split()[0]) * 1024, "free memory (MemAvailable)"))
-        resident = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except OSError:  # no /proc: no limit known but RLIMIT
-        resident = 0
-    allowed, used = _read_int(_CGROUP / "memory.max"), _read_int(_CGROUP / "memory.current")
-    if allowed is not None and used is not None:
-        limits.append((max(0, allowed - used), "the cgroup limit (memory.max)"))
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, KeyError, ValueError):  # no such /proc: no limit known but RLIMIT
+        mapped = 0
+    limits += [(left, "the cgroup limit (memory.max)") for left in map(_left_in_group, _groups()) if left is not None]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
-        limits.append((max(0, soft - resident), "RLIMIT_AS"))
+        limits.append((max(0, soft - mapped), "RLIMIT_AS"))
     return min(limits) if limits else (2**63, "no known limit")
 
 

@@ -20,7 +20,7 @@ from streamcca.moments import Moments
 from streamcca.results import CCAResult, Truncation
 from streamcca.significance import forced_ones, null_mean
 from streamcca.sources import moments_of
-from streamcca.subspace import Rule, Truncated, parse_rule, truncate_view
+from streamcca.subspace import Rule, Truncated, parse_rule, truncate_view, why_uncertain
 
 Measure = Literal["svcca", "cca", "pwcca"]
 Progress = bool | Literal["auto"]
@@ -48,10 +48,10 @@ def correlate(
     notes = _check_rows(x, y, n, allow_underdetermined)
     cross, _ = moments._covariance(x.view, y.view)
     numbers = _backend.compare(x.native, y.native, cross, side)
-    # Each rank that could as well be one higher or lower moves the sum of correlations by at most 1.
+    # Each rank that could as well be one higher or lower moves one correlation by at most 1.
     uncertain = x.uncertain_ranks + y.uncertain_ranks
     rounding, shares = numbers["mean_error_bound"], numbers["shares_error_bound"]
-    bound = min(1.0, rounding + shares + uncertain / min(kx, ky))
+    bound = min(1.0, rounding + shares + uncertain * float(numbers["shares"].max()))
     notes += _check_accuracy(x, y, rounding, bound, allow_inaccurate)
     if shares > WARN_ABOVE:
         notes.append(
@@ -67,6 +67,7 @@ def correlate(
         rank_x=kx,
         rank_y=ky,
         n=moments.n,
+        rows=n,
         width_x=x.native.width,
         width_y=y.native.width,
         truncation=Truncation(x.rule, x.native.share, y.native.share, x.native.margin, y.native.margin, uncertain == 0),
@@ -133,25 +134,8 @@ def _check_accuracy(
     ]
     if rounding > WARN_ABOVE:
         notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {rounding:.1e}; {_REMEDY}"))
-    notes += [AccuracyWarning(_unresolved_cut(side)) for side in cut]
-    notes += [AccuracyWarning(_lost_directions(side)) for side in drowned]
+    notes += [AccuracyWarning(why_uncertain(side)) for side in cut + drowned]
     return notes
-
-
-def _unresolved_cut(side: Truncated) -> str:
-    lowest = side.native.lowest_rank
-    return (
-        f"view {side.view!r}: the cut is not resolved: within rounding, every rank from {lowest} to "
-        f"{lowest + side.uncertain_ranks} satisfies {side.rule}; name a rank, or use precision='float64'"
-    )
-
-
-def _lost_directions(side: Truncated) -> str:
-    return (
-        f"view {side.view!r}: numerical rank {side.native.numerical_rank} of at most {side.possible_rank}; directions "
-        "below rounding are left out, and the error bound allows for what they could hold; truncate, or use "
-        "precision='float64'"
-    )
 
 
 def _condition(side: Truncated) -> float:
@@ -242,7 +226,8 @@ def svcca(
     UnderdeterminedError
         n - 1 <= max(kx, ky): every correlation would be 1.
     AccuracyError
-        The error bound is above 0.01.
+        Rounding may have moved the mean by more than 0.01, or by so much with the cut that it leaves open. Directions
+        lost to rounding, and PWCCA weights that ties leave undetermined, only widen the bound and warn.
 
     References
     ----------
@@ -285,9 +270,9 @@ def cca(
 ) -> CCAResult:
     """Canonical correlation analysis, by default without truncation.
 
-    Neurons are scaled to unit variance first, so that their units do not matter, and directions
-    below the rounding of the moments are left out (``numerical_rank_x``). Parameters, returned result and
-    errors are those of `svcca`.
+    Without a rule neurons are scaled to unit variance first, so that their units do not matter, and
+    directions below the rounding of the moments are left out (``numerical_rank_x``). With a rule this is `svcca`.
+    A ridge is added before the scaling. Parameters, returned result and errors are those of `svcca`.
 
     References
     ----------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     rule = compare.add_mutually_exclusive_group()
     rule.add_argument("--variance", type=_share, metavar="SHARE", help="share of the variance to keep (svcca: 0.99)")
     rule.add_argument("--nuclear", type=_share, metavar="SHARE", help="share of the sum of singular values to keep")
-    rule.add_argument("--rank", type=_count, nargs="+", metavar="K", help="directions to keep, or one number a side")
-    compare.add_argument("--side", choices=("x", "y"), default="x", help="whose neurons weigh the mean (pwcca)")
+    rule.add_argument("--rank", type=_ranks, metavar="K", help="directions to keep: K, or KX,KY for each side")
+    compare.add_argument("--side", choices=("x", "y"), help="whose neurons weigh the mean (pwcca; x)")
     compare.add_argument("--ridge", type=_size, default=0.0, help="in units of the mean variance of a neuron")
     compare.add_argument("--precision", choices=("auto", "float32", "float64"), default="auto")
     compare.add_argument("--nonfinite", choices=("raise", "skip"), default="raise", help="rows with NaN or infinity")
@@ -72,11 +73,22 @@ def _count(text: str) -> int:
     return value
 
 
+def _ranks(text: str) -> int | tuple[int, int]:
+    ranks = [_count(part) for part in text.split(",")]
+    if len(ranks) > 2:
+        raise argparse.ArgumentTypeError(f"got {text}, expected K or KX,KY")
+    return ranks[0] if len(ranks) == 1 else (ranks[0], ranks[1])
+
+
 def _size(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text}, expected a number of at least 0")
     return value
+
+
+# What argparse calls them in its own messages.
+_share.__name__, _count.__name__, _ranks.__name__, _size.__name__ = "share", "count", "rank", "number"
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -97,14 +109,13 @@ def _compare(args: argparse.Namespace) -> int:
 
     if args.plot:
         _check_picture(args.plot)
-    rank = None if args.rank is None else args.rank[0] if len(args.rank) == 1 else tuple(args.rank)
-    options: dict[str, Any] = {"side": args.side} if args.measure == "pwcca" else {}
+    options: dict[str, Any] = {"side": args.side or "x"} if args.measure == "pwcca" else {}
     result = {"svcca": svcca, "cca": cca, "pwcca": pwcca}[args.measure](
         args.x,
         args.y,
         variance=args.variance,
         nuclear=args.nuclear,
-        rank=rank,
+        rank=args.rank,
         ridge=args.ridge,
         precision=args.precision,
         nonfinite=args.nonfinite,
@@ -130,6 +141,8 @@ def _check_picture(path: str) -> None:
     folder = Path(path).resolve().parent
     if not folder.is_dir():
         raise InputError(f"--plot: there is no folder {folder}; make it first")
+    if Path(path).is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"--plot: {path} cannot be written; choose another name")
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -150,8 +163,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Check what argparse cannot say; a complaint exits with the usage and code 2."""
-    if getattr(args, "rank", None) is not None and len(args.rank) > 2:
-        parser.error("--rank takes one number, or one a side")
+    if getattr(args, "side", None) is not None and args.measure != "pwcca":
+        parser.error(f"--side goes with --measure pwcca, not with {args.measure}")
     if getattr(args, "plot", None) is not None and Path(args.plot).suffix.lower() != ".png":
         parser.error(f"--plot: got {args.plot}, expected a name that ends in .png")
 
@@ -182,10 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"streamcca: {error}", file=sys.stderr)
         return USAGE
-    except (StreamCCAError, OSError) as error:
+    except (StreamCCAError, OSError, MemoryError) as error:
         own = isinstance(error, OSError) and isinstance(error, StreamCCAError)
         print(f"streamcca: {getattr(error, 'strerror', error) if own else error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("streamcca: interrupted; nothing was written", file=sys.stderr)
+        print("streamcca: interrupted", file=sys.stderr)
         return INTERRUPTED

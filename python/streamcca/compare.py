@@ -64,7 +64,7 @@ def compare(
         arguments (labels are left out). Both models see each batch. A tensor instead of a loader is cut into
         batches.
     layers, layers_b
-        Layers of both models, or of `model_b` where they differ; see `watch`.
+        Layers of both models; `layers_b` those of `model_b` if they differ; see `watch`.
     measure : 'svcca', 'cca' or 'pwcca'
     variance, nuclear, rank, ridge, allow_underdetermined, allow_inaccurate
         As in `svcca`; without a rule SVCCA keeps 99 % of the variance, CCA and PWCCA everything.
@@ -87,9 +87,9 @@ def compare(
     Raises
     ------
     LayerError
-        A layer does not exist, was never called, or returns no tensor.
+        A layer does not exist, was never called, returns no tensor, or its rows do not line up with the others'.
     InputError
-        The loader is empty, or the rows of two layers do not belong together.
+        The loader is empty, or a measure refuses its data.
 
     Examples
     --------

@@ -110,15 +110,17 @@ def train(seed: int, images: Tensor, labels: Tensor, epochs: int, progress: Any 
     return model, float(accuracy)
 
 
+def left_vectors(view: FloatArray, variance: float) -> FloatArray:
+    """Return the leading left singular vectors (n, k) of a centered view that hold a share of its variance."""
+    u, s, _ = np.linalg.svd(view - view.mean(axis=0), full_matrices=False)
+    share = np.cumsum(s**2) / np.sum(s**2)
+    return np.asarray(u[:, : int(np.argmax(share >= variance)) + 1])
+
+
 def svcca_in_memory(x: FloatArray, y: FloatArray, variance: float) -> tuple[float, int, int]:
     """SVCCA as textbooks write it: SVD of both full matrices; returns the mean and both ranks."""
-    left, ranks = [], []
-    for view in (x, y):
-        u, s, _ = np.linalg.svd(view - view.mean(axis=0), full_matrices=False)
-        share = np.cumsum(s**2) / np.sum(s**2)
-        ranks.append(int(np.argmax(share >= variance)) + 1)
-        left.append(u[:, : ranks[-1]])
-    return float(np.linalg.svd(left[0].T @ left[1], compute_uv=False).mean()), ranks[0], ranks[1]
+    a, b = left_vectors(x, variance), left_vectors(y, variance)
+    return float(np.linalg.svd(a.T @ b, compute_uv=False).mean()), a.shape[1], b.shape[1]
 
 
 def _layers_in_memory(model: Module, images: Tensor, layers: Any) -> dict[str, FloatArray]:
@@ -139,8 +141,8 @@ def _layers_in_memory(model: Module, images: Tensor, layers: Any) -> dict[str, F
 
 
 def _compare_in_memory(models: tuple[Module, Module], images: Tensor, layers: Any) -> FloatArray:
-    a, b = (_layers_in_memory(model, images, layers) for model in models)
-    return np.array([[svcca_in_memory(x, y, VARIANCE)[0] for y in b.values()] for x in a.values()])
+    a, b = ([left_vectors(x, VARIANCE) for x in _layers_in_memory(model, images, layers).values()] for model in models)
+    return np.array([[np.linalg.svd(x.T @ y, compute_uv=False).mean() for y in b] for x in a])
 
 
 def measured(run: Callable[[], T]) -> tuple[T, float, int]:

@@ -81,7 +81,7 @@ def plot_spectrum(result: CCAResult, ax: Axes | None = None, label: str | None =
     from matplotlib.ticker import MaxNLocator
 
     index = np.arange(1, len(result.correlations) + 1)
-    low, high = null_edges(result.rank_x, result.rank_y, result.n)
+    low, high = null_edges(result.rank_x, result.rank_y, result.rows)
     ax.axhspan(low, high, color="0.88", label=f"chance, up to {high:.2f}", zorder=0)
     ax.plot(index, result.correlations, marker="o", markersize=3, label=label or f"mean {result.mean:.3f}")
     ax.set_xlim(0.5, len(index) + 0.5)

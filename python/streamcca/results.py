@@ -61,7 +61,9 @@ class CCAResult:
     rank_x, rank_y : int
         Directions kept of each view, kx and ky.
     n : int or float
-        Number of rows (sum of weights).
+        Number of rows; with weights, their sum.
+    rows : int
+        Number of rows of weight above zero; chance levels rest on these.
     width_x, width_y : int
         Neurons of each view.
     truncation : Truncation
@@ -71,12 +73,12 @@ class CCAResult:
         First-order, with eight standard deviations of a measured error model; not a proof
         (docs/numerics.md).
     correlation_error_bounds : array (m,)
-        The same for each correlation.
+        What rounding and conditioning can have done to each correlation, given the directions that were kept.
     null_mean : float
-        What unrelated representations of this n, kx and ky score on average.
+        What unrelated representations of as many rows, kx and ky score on average.
     x_weights, y_weights : array (d, m)
-        Canonical weights in the original neurons: (x - mean) @ x_weights has unit variances, and its
-        correlations with (y - mean) @ y_weights are `correlations`.
+        Canonical weights in the original neurons: without a ridge, (x - mean) @ x_weights has unit
+        variances, and its correlations with (y - mean) @ y_weights are `correlations`.
     shares : array (m,)
         Weight of each correlation in `mean`.
     side : str
@@ -85,11 +87,12 @@ class CCAResult:
         Condition number of what is kept of each view: ratio of its largest to its smallest standard
         deviation, after scaling to unit variances if nothing was truncated.
     numerical_rank_x, numerical_rank_y : int
-        Directions that stand above rounding.
+        Directions that stand above rounding. For a truncated wide view only the leading directions
+        are computed; then it is those of them, at least the rank.
     ridge : float
         The caller's ridge, in units of the mean variance of a neuron.
     precision : str
-        Type in which products were formed.
+        Type in which products were formed (after merging different ones: that of the receiver).
     warnings : tuple of str
         What a reader of the number should know.
     """
@@ -100,6 +103,7 @@ class CCAResult:
     rank_x: int
     rank_y: int
     n: int | float
+    rows: int
     width_x: int
     width_y: int
     truncation: Truncation

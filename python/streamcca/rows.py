@@ -19,20 +19,20 @@ ROW_RULES = ("auto", "positions", "tokens", "pool")
 
 # Modules that say where the features of their output lie. Of what any other module returns (activations,
 # containers, a user's own), the last output of the same shape in the same forward decides.
-_FEATURES_LAST = ("Linear", "LayerNorm", "RMSNorm", "Embedding", "MultiheadAttention", "TransformerEncoderLayer")
+_FEATURES_LAST = ("Linear", "Embedding", "MultiheadAttention", "TransformerEncoderLayer")
+_NORMS = ("LayerNorm", "RMSNorm")  # not their subclasses: LayerNorm2d of torchvision and timm has channels first
 _CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", "AvgPool", "Adaptive", "LPPool")
 
 
 def features_axis(module: object) -> int | None:
     """Axis of the features in this module's outputs: 1, -1, or None if its kind does not say."""
-    # torch's own classes only, subclasses included: the Conv1D of transformers is a linear layer.
-    for kind in type(module).__mro__:
-        if kind.__module__.startswith("torch."):
-            if kind.__name__ in _FEATURES_LAST:
-                return -1
-            if kind.__name__.startswith(_CHANNELS_FIRST):
-                return 1
-    return None
+    # By torch's own classes, not by names alone: the Conv1D of transformers is a linear layer.
+    kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.")]
+    if type(module).__name__ in _NORMS and type(module).__name__ in kinds:
+        return -1
+    if any(name in _FEATURES_LAST for name in kinds):
+        return -1
+    return 1 if any(name.startswith(_CHANNELS_FIRST) for name in kinds) else None
 
 
 @dataclass(frozen=True)

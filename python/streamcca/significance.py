@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
+from streamcca._backend import FloatArray
 from streamcca.errors import InputError
 
-_NODES = 512
+_NODES = 200
+
+
+def _check(function: str, kx: int, ky: int, n: float) -> None:
+    if kx < 1 or ky < 1 or n < 2:
+        raise InputError(f"{function}: got kx = {kx}, ky = {ky}, n = {n}; expected kx, ky >= 1 and n >= 2")
 
 
 def null_edges(kx: int, ky: int, n: float) -> tuple[float, float]:
@@ -31,6 +38,7 @@ def null_edges(kx: int, ky: int, n: float) -> tuple[float, float]:
     Wachter (1980), "The limiting empirical measure of multiple discriminant ratios", Annals of
     Statistics 8.
     """
+    _check("null_edges", kx, ky, n)
     a, b = min(1.0, kx / (n - 1)), min(1.0, ky / (n - 1))
     low = math.sqrt(a * (1 - b)) - math.sqrt(b * (1 - a))
     high = math.sqrt(a * (1 - b)) + math.sqrt(b * (1 - a))
@@ -57,7 +65,7 @@ def null_mean(kx: int, ky: int, n: float) -> float:
     float
         Mean over the min(kx, ky) correlations of Gaussian views without any relation: exact if one
         side has a single direction, otherwise the mean of Wachter's law, whose mean square
-        max(kx, ky) / (n - 1) is exact for every n. Against simulation the mean is 7, 3, 2 and 1 % of
+        max(kx, ky) / (n - 1) is exact for every n. Against simulation the mean is 5, 4, 2.5 and 1.3 % of
         itself too high for 2, 3, 5 and 10 directions a side, and less for more or for unequal sides.
 
     Examples
@@ -65,8 +73,7 @@ def null_mean(kx: int, ky: int, n: float) -> float:
     >>> round(null_mean(100, 50, 2000), 4)
     0.2092
     """
-    if kx < 1 or ky < 1 or n < 2:
-        raise InputError(f"null_mean: got kx = {kx}, ky = {ky}, n = {n}; expected kx, ky >= 1 and n >= 2")
+    _check("null_mean", kx, ky, n)
     few, many, freedom = min(kx, ky), max(kx, ky), n - 1
     if many >= freedom:
         return 1.0
@@ -78,17 +85,25 @@ def null_mean(kx: int, ky: int, n: float) -> float:
     return _bulk_mean(few / freedom, many / freedom) + forced_ones(kx, ky, n) / few
 
 
-def _bulk_mean(few: float, many: float) -> float:
-    """Integral of sqrt(r) over the continuous part of Wachter's law, for shares few <= many < 1.
+@functools.cache
+def _gauss_legendre() -> tuple[FloatArray, FloatArray]:
+    return np.polynomial.legendre.leggauss(_NODES)
 
-    Density of r = rho^2 per correlation: sqrt((r - r0)(r1 - r)) / (2 pi few r (1 - r)). With
-    r = middle + radius cos(t) the square roots at both edges cancel, and what is left is smooth unless an edge
-    touches 0 or 1; the midpoint rule in t then still converges quadratically.
+
+def _bulk_mean(few: float, many: float) -> float:
+    """Integral of rho over the continuous part of Wachter's law, for shares few <= many < 1.
+
+    Density of r = rho^2 per correlation: sqrt((r - r0)(r1 - r)) / (2 pi few r (1 - r)). With rho = sin(phi),
+    the edges at `low` and `high`, rho times the density becomes
+    sqrt(sin(high - phi) sin(high + phi) sin(phi - low) sin(phi + low)) / (pi few cos(phi)), which stays smooth where an
+    edge touches 0 or 1. phi = middle + radius cos(t) takes the square roots at the edges away, and Gauss' rule in t
+    converges exponentially.
     """
     outer, inner = math.sqrt(many * (1 - few)), math.sqrt(few * (1 - many))
-    low, high = (outer - inner) ** 2, (outer + inner) ** 2
-    middle, radius = (high + low) / 2, (high - low) / 2
-    t = (np.arange(_NODES) + 0.5) * (math.pi / _NODES)
-    r = middle + radius * np.cos(t)
-    density = (radius * np.sin(t)) ** 2 / (2 * math.pi * few * r * (1 - r))
-    return float(np.sum(np.sqrt(r) * density) * math.pi / _NODES)
+    low, high = math.asin(outer - inner), math.asin(min(1.0, outer + inner))
+    nodes, weights = _gauss_legendre()
+    t = (nodes + 1) * (math.pi / 2)
+    phi = (high + low) / 2 + (high - low) / 2 * np.cos(t)
+    upper, lower = np.sin(high - phi) * np.sin(high + phi), np.sin(phi - low) * np.sin(phi + low)
+    values = np.sqrt(upper * lower) / (math.pi * few * np.cos(phi))
+    return float(np.sum(weights * values * np.sin(t)) * (high - low) / 2 * (math.pi / 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from streamcca import _backend
 from streamcca._backend import FloatArray, TruncatedView
-from streamcca.errors import InputError, StreamCCAError
+from streamcca.errors import AccuracyWarning, InputError, StreamCCAError
 from streamcca.moments import Moments
 
 RuleName = Literal["variance", "nuclear", "rank", "full"]
@@ -87,9 +88,10 @@ class Subspace:
     share : float
         Share of the total that is kept, in the terms of the rule (of s for 'nuclear', else of s^2).
     margin : float
-        How far the threshold is from the nearest share at which another rank would have been chosen.
+        How far the threshold is from the nearest share at which another rank would have been chosen; 0 if the
+        share could not be reached, 1 for a given rank.
     numerical_rank : int
-        Directions that stand above rounding.
+        Directions that stand above rounding, of those that were computed (for a wide view only the leading ones).
     """
 
     rank: int
@@ -145,6 +147,20 @@ def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: 
     return Truncated(view, rule, native, moments.rows)
 
 
+def why_uncertain(side: Truncated) -> str:
+    """Say why rounding leaves other ranks possible: the threshold lies there, or directions drown in it."""
+    if side.rule.keeps_all:
+        return (
+            f"view {side.view!r}: numerical rank {side.native.numerical_rank} of at most {side.possible_rank}; "
+            "directions below rounding are left out, and could hold something; truncate, or use precision='float64'"
+        )
+    lowest = side.native.lowest_rank
+    return (
+        f"view {side.view!r}: the cut is not resolved: within rounding, every rank from {lowest} to "
+        f"{lowest + side.uncertain_ranks} satisfies {side.rule}; name a rank, or use precision='float64'"
+    )
+
+
 def truncate(
     moments: Moments,
     view: str | None = None,
@@ -174,6 +190,11 @@ def truncate(
     InputError
         The view is unknown or constant, has no covariance, or lacks the rank asked for.
 
+    Warns
+    -----
+    AccuracyWarning
+        Within rounding, other ranks satisfy the rule as well, or directions drown in it.
+
     Examples
     --------
     >>> m = Moments({"a": 3})
@@ -190,7 +211,10 @@ def truncate(
             raise InputError(f"truncate: name one of the views {', '.join(map(repr, moments.views))}")
         view = next(iter(moments.views))
     rule = parse_rule(variance, nuclear, rank, Rule("variance", 0.99, 0.99))
-    native = truncate_view(moments, view, rule, rule.x).native
+    side = truncate_view(moments, view, rule, rule.x)
+    if side.uncertain_ranks:
+        warnings.warn(AccuracyWarning(why_uncertain(side)), stacklevel=2)
+    native = side.native
     return Subspace(
         rank=native.rank,
         mean=moments.mean(view),

@@ -355,7 +355,9 @@ def watch(
     Outputs are copied when they appear and released at the end of the forward pass; hooks are removed when
     the block is left, also by an exception. Where an output has more than two dimensions, the kind of module
     says where its features lie (convolutions, pools and batch norm: axis 1; linear layers, layer norm,
-    embeddings: the last); other modules follow the last output of the same shape.
+    embeddings: the last); other modules follow the last output of the same shape. The first dimension must be the
+    samples: modules with ``batch_first=False`` are not understood. What a hook refuses (NaN, a layer that does not
+    line up) is raised from the forward pass; nothing of that pass is counted.
 
     Examples
     --------
