@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -11,11 +12,17 @@ from typing import Any
 from benchmarks import cases, files, machine, report
 
 
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected at least 1")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
     parser.add_argument("which", choices=("covariance", "svcca", "files"))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
-    parser.add_argument("--rounds", type=int, help="rounds of a race (odd is best; 9, quick 3, files 3)")
+    parser.add_argument("--rounds", type=_count, help="rounds of a race (odd is best; 9, quick 3, files 3)")
     parser.add_argument("--only", default="", help="only the cases whose name has this in it, such as '2048 float32'")
     parser.add_argument("--folder", type=Path, help="where to keep the rows meanwhile (16 GiB for 'files')")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all times to FILE")
@@ -28,23 +35,28 @@ def _results(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         results = [files.run_files(folder, rounds=args.rounds or (1 if args.quick else 3), **size)]
         print(files.format_files(results[0], bars=not args.quick), flush=True)
         return results
+    chosen = [case for case in cases.cases(args.which, args.quick) if args.only in case.name]
+    if not chosen:
+        raise SystemExit(f"--only: no case of {args.which} has {args.only!r} in its name")
     results = []
-    for case in cases.cases(args.which, args.quick):
-        if args.only in case.name:
-            results.append(cases.run_case(case, folder, args.rounds or (3 if args.quick else 9)))
-            print(report.format_case(results[-1]) + "\n", flush=True)
+    for case in chosen:
+        results.append(cases.run_case(case, folder, args.rounds or (3 if args.quick else 9)))
+        print(report.format_case(results[-1]) + "\n", flush=True)
     return results
 
 
 def main() -> None:
     """Run one benchmark."""
     args = _parser().parse_args()
+    if args.json and not args.json.resolve().parent.is_dir():
+        raise SystemExit(f"--json: there is no folder {args.json.resolve().parent}")
     about = machine.describe()
     print(report.format_machine(about) + "\n", flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="streamcca-bench-") as folder:
         results = _results(args, Path(folder))
     if args.json:
-        command = "python -m benchmarks " + " ".join(a for a in sys.argv[1:] if a != "--json" and a != str(args.json))
+        given = [a for a in sys.argv[1:] if a not in ("--json", str(args.json))]
+        command = shlex.join(["python", "-m", "benchmarks", *given])
         report.write_json(args.json, {"machine": about, "command": command, "results": results})
 
 

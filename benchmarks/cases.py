@@ -14,31 +14,42 @@ import numpy as np
 from benchmarks import data
 from benchmarks.jobs import VARIANCE
 from benchmarks.race import Contender
+from streamcca import _backend
 
-# What the wheel's OpenBLAS can be told to take the CPU for. Its own choice is 'default'.
-_TUNED = ("SkylakeX", "Haswell")
+# What the wheel's OpenBLAS can be told to take the CPU for, and the level of ours that says whether it can.
+_CORES = {"SkylakeX": "avx512", "Haswell": "avx2"}
+# SVCCA of these rows in float32 is good to 1e-7 here; rivals in float32 to 1e-6.
+_SVCCA_TOLERANCE, _RIVAL_TOLERANCE = 1e-6, 1e-4
 
 
 @dataclass(frozen=True)
 class Case:
     """One race.
 
-    `check` returns what it found and, where it is one number, the exact answer; `flops` are those of the useful work,
+    `check` returns what it found and, for SVCCA, the exact mean and ranks; `flops` are those of the useful work,
     if it is of one kind; `bars` maps a contender to the factor it was promised to be slower by.
     """
 
     name: str
     make: Callable[[Path], None]
-    check: Callable[[Path], tuple[str, float | None]]
+    check: Callable[[Path], tuple[str, tuple[float, int, int] | None]]
     contenders: list[Contender]
     peak: str = "float32"
     flops: float | None = None
     bars: dict[str, float] = field(default_factory=dict)
 
 
+def _tuned_cores() -> list[str]:
+    """Return the other choices that this CPU can run; what OpenBLAS chose by itself is the default already."""
+    from threadpoolctl import threadpool_info
+
+    chosen = {info.get("architecture") for info in threadpool_info()}
+    return [core for core, level in _CORES.items() if level in _backend.isa_levels() and core not in chosen]
+
+
 def _tuned(label: str, job: str, every: int = 1) -> list[Contender]:
     return [Contender(f"{label}, default BLAS", job, every=every)] + [
-        Contender(f"{label}, {core}", job, (("OPENBLAS_CORETYPE", core),), every) for core in _TUNED
+        Contender(f"{label}, {core}", job, (("OPENBLAS_CORETYPE", core),), every) for core in _tuned_cores()
     ]
 
 
@@ -54,7 +65,7 @@ def _check_covariance(folder: Path) -> tuple[str, None]:
     scale = np.sqrt(np.diag(exact))
     error = float((np.abs(ours - exact) / scale / scale[:, None]).max())
     # A lost row of 16384 would show as 6e-5.
-    tolerance = 16 * float(np.finfo(x.dtype).eps)
+    tolerance = 64 * float(np.finfo(x.dtype).eps)
     if not error <= tolerance:
         raise SystemExit(
             f"covariance is wrong by {error:.1e} of its diagonal, {tolerance:.1e} allowed; nothing was timed"
@@ -70,10 +81,10 @@ def covariance(rows: int, width: int, dtype: str) -> Case:
         make=lambda folder: data.store(folder, x=data.noise(rows, width, dtype)),
         check=_check_covariance,
         contenders=[
-            Contender("streamcca update", "streamcca_moments"),
-            Contender("streamcca update + covariance", "streamcca_covariance"),
+            Contender("streamcca covariance", "streamcca_covariance"),
+            Contender("streamcca, moments only", "streamcca_moments"),
             *numpy,
-            Contender("numpy.cov, default BLAS", "numpy_cov", every=3),
+            Contender("numpy.cov, default BLAS", "numpy_cov"),
             *_torch("torch.mm(X.T, X)", "torch_product"),
         ],
         peak=dtype,
@@ -82,7 +93,7 @@ def covariance(rows: int, width: int, dtype: str) -> Case:
     )
 
 
-def _check_svcca(folder: Path) -> tuple[str, float]:
+def _check_svcca(folder: Path) -> tuple[str, tuple[float, int, int]]:
     from streamcca import AccuracyWarning, svcca
     from streamcca.demo import svcca_in_memory
 
@@ -90,12 +101,20 @@ def _check_svcca(folder: Path) -> tuple[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AccuracyWarning)
         ours = svcca(x, y, variance=VARIANCE)
-    mean, *ranks = svcca_in_memory(x.astype(np.float64), y.astype(np.float64), VARIANCE)
+    mean, kx, ky = svcca_in_memory(x.astype(np.float64), y.astype(np.float64), VARIANCE)
     error = abs(ours.mean - mean)
-    if [ours.rank_x, ours.rank_y] != ranks or not error <= ours.error_bound:
-        raise SystemExit(f"SVCCA is wrong: {ours}, expected {mean} with ranks {ranks}; nothing was timed")
-    found = f"mean {ours.mean:.6f}, ranks {ranks[0]} and {ranks[1]}, error {error:.1e}, bound {ours.error_bound:.1e}"
-    return found, mean
+    if (ours.rank_x, ours.rank_y) != (kx, ky) or not error <= min(ours.error_bound, _SVCCA_TOLERANCE):
+        raise SystemExit(f"SVCCA is wrong: {ours}, expected {mean} with ranks {kx} and {ky}; nothing was timed")
+    found = f"mean {ours.mean:.6f}, ranks {kx} and {ky}, error {error:.1e}, bound {ours.error_bound:.1e}"
+    return found, (mean, kx, ky)
+
+
+def _error(label: str, answer: tuple[float, int, int], exact: tuple[float, int, int]) -> float:
+    """Error of a contender's mean; one that answers another question is not worth timing."""
+    error = abs(answer[0] - exact[0])
+    if tuple(answer[1:]) != exact[1:] or not error <= _RIVAL_TOLERANCE:
+        raise SystemExit(f"{label} answers {answer}, expected {exact}")
+    return error
 
 
 def svcca(kind: str, rows: int, width: int) -> Case:
@@ -108,8 +127,7 @@ def svcca(kind: str, rows: int, width: int) -> Case:
             x, y = (data.noise(rows, width, "float32", seed) for seed in (1, 2))
         data.store(folder, x=x, y=y)
 
-    cov = _tuned("numpy cov + eigh", "numpy_cov_eigh")
-    svd = _tuned("numpy SVD", "numpy_svd", every=3)
+    cov, svd = _tuned("numpy cov + eigh", "numpy_cov_eigh"), _tuned("numpy SVD", "numpy_svd", every=3)
     return Case(
         name=f"SVCCA of two {kind}, {rows} x {width} float32, 99 % of the variance",
         make=make,
@@ -117,6 +135,7 @@ def svcca(kind: str, rows: int, width: int) -> Case:
         contenders=[
             Contender("streamcca svcca", "streamcca_svcca"),
             *cov,
+            *_tuned("numpy float32 X.T @ X + eigh", "numpy_product_eigh"),
             *svd,
             *_torch("torch QR + SVD", "torch_qr_svd", every=3),
         ],
@@ -157,7 +176,7 @@ def run_case(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
             shares = [case.flops / t / 1e9 / p for t, p in zip(seconds, times["peak"], strict=True) if t is not None]
             row["share_of_peak"] = float(np.median(shares))
         if exact is not None:
-            row["error"] = abs(times["answer"][contender.label] - exact)
+            row["error"] = _error(contender.label, times["answer"][contender.label], exact)
         if contender.label in case.bars:
             row["bar"] = case.bars[contender.label]
         rows.append(row)

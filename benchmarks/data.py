@@ -10,7 +10,7 @@ import numpy as np
 
 def noise(rows: int, width: int, dtype: str, seed: int = 0) -> np.ndarray[Any, Any]:
     """Independent normal rows: the flattest spectrum, and so the most directions to keep."""
-    return np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32).astype(dtype)
+    return np.random.default_rng(seed).standard_normal((rows, width), dtype=np.dtype(dtype).type)
 
 
 def layers(rows: int, width: int, dtype: str) -> list[np.ndarray[Any, Any]]:

@@ -15,7 +15,7 @@ VARIANCE = 0.99
 
 
 def streamcca_moments(folder: Path) -> Job:
-    """All second moments of a view, mean removed, in a float64 state: what `covariance` then only scales."""
+    """Form all second moments of a view in a float64 state, without taking the covariance out."""
     from streamcca import Moments
 
     x = load(folder, "x")
@@ -36,9 +36,10 @@ def streamcca_covariance(folder: Path) -> Job:
 
 
 def numpy_product(folder: Path) -> Job:
-    """X'X as BLAS does it: no mean removed, the state as narrow as the rows."""
+    """X'X as BLAS does it: no mean removed, sums as narrow as the rows, into memory that is there already."""
     x = load(folder, "x")
-    return lambda: x.T @ x
+    out = x.T @ x
+    return lambda: np.matmul(x.T, x, out=out)
 
 
 def numpy_cov(folder: Path) -> Job:
@@ -52,7 +53,8 @@ def torch_product(folder: Path) -> Job:
     import torch
 
     x = torch.from_numpy(load(folder, "x"))
-    return lambda: torch.mm(x.T, x)
+    out = torch.mm(x.T, x)
+    return lambda: torch.mm(x.T, x, out=out)
 
 
 def streamcca_svcca(folder: Path) -> Job:
@@ -79,20 +81,31 @@ def numpy_svd(folder: Path) -> Job:
     return lambda: svcca_in_memory(x, y, VARIANCE)
 
 
+def svcca_of_covariance(s: Any, dx: int) -> tuple[float, int, int]:
+    """SVCCA of a joint covariance in NumPy: two `eigh`, and the SVD of the whitened cross-covariance."""
+    kept = []
+    for block in (s[:dx, :dx], s[dx:, dx:]):
+        values, vectors = np.linalg.eigh(block)
+        k = _kept(values[::-1])
+        kept.append(vectors[:, -k:] / np.sqrt(values[-k:]))
+    rho = np.linalg.svd(kept[0].T @ s[:dx, dx:] @ kept[1], compute_uv=False)
+    return float(rho.mean()), kept[0].shape[1], kept[1].shape[1]
+
+
 def numpy_cov_eigh(folder: Path) -> Job:
-    """SVCCA by `np.cov` of both layers at once, two `eigh`, and the SVD of the whitened cross-covariance."""
+    """SVCCA by `np.cov` of both layers at once, in float64."""
     x, y = load(folder, "x"), load(folder, "y")
-    dx = x.shape[1]
+    return lambda: svcca_of_covariance(np.cov(np.hstack([x, y]), rowvar=False), x.shape[1])
+
+
+def numpy_product_eigh(folder: Path) -> Job:
+    """SVCCA by one product of the centered layers in their own type, decomposed in float64."""
+    x, y = load(folder, "x"), load(folder, "y")
 
     def run() -> tuple[float, int, int]:
-        s = np.cov(np.hstack([x, y]), rowvar=False)
-        kept = []
-        for block in (s[:dx, :dx], s[dx:, dx:]):
-            values, vectors = np.linalg.eigh(block)
-            k = _kept(values[::-1])
-            kept.append(vectors[:, -k:] / np.sqrt(values[-k:]))
-        rho = np.linalg.svd(kept[0].T @ s[:dx, dx:] @ kept[1], compute_uv=False)
-        return float(rho.mean()), kept[0].shape[1], kept[1].shape[1]
+        joint = np.hstack([x, y])
+        joint -= joint.mean(axis=0)
+        return svcca_of_covariance((joint.T @ joint).astype(np.float64), x.shape[1])
 
     return run
 
@@ -125,6 +138,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
         numpy_cov,
         numpy_svd,
         numpy_cov_eigh,
+        numpy_product_eigh,
         torch_product,
         torch_qr_svd,
     )

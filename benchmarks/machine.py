@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _revision() -> str | None:
+    """Return the commit, with a plus sign if files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
+        changes = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changes.returncode else "")
+
+
 def describe() -> dict[str, Any]:
     """Return the CPU, the threads, the kernels in use and the versions of everything that was timed."""
     try:
@@ -38,5 +50,6 @@ def describe() -> dict[str, Any]:
         "isa": level,
         "compiler": _backend.COMPILER,
         "python": platform.python_version(),
+        "revision": _revision(),
         "versions": {name: _version(name) for name in ("streamcca", "numpy", "scipy", "torch")},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -12,8 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# OpenBLAS threads spin for 2^26 cycles after their last job; with less rest they would slow the next contender.
-_REST = 0.06
+# Threads of OpenBLAS were seen to spin for 0.1 s after their last job, those of OpenMP for a few milliseconds; with
+# less rest they would slow whoever comes next.
+_REST = 0.25
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Worker:
 
 
 def race(contenders: list[Contender], folder: Path, rounds: int, peak: str, answers: bool) -> dict[str, Any]:
-    """Time the contenders by turns; the first one also measures the machine's peak in every round.
+    """Time the contenders by turns, in another order each round; the first one also measures the machine's peak.
 
     Returns
     -------
     dict
         ``seconds`` (label to a list, None where a contender sat a round out), ``peak`` (GFLOP/s per round), ``blas``,
-        and ``answer`` (label to the mean correlation) where they are asked for.
+        and ``answer`` (label to mean correlation and ranks) where they are asked for.
     """
     workers: list[Worker] = []
     seconds: dict[str, list[float | None]] = {c.label: [] for c in contenders}
@@ -75,14 +77,16 @@ def race(contenders: list[Contender], folder: Path, rounds: int, peak: str, answ
     try:
         for contender in contenders:  # one by one, so that those started are closed if the next one fails
             workers += [Worker(contender, folder)]
-        for r in range(rounds):
-            peaks.append(workers[0].ask(f"peak {peak}"))
-            for worker in workers[r % len(workers) :] + workers[: r % len(workers)]:
-                takes_part = r % worker.contender.every == 0
-                time.sleep(_REST)
-                seconds[worker.contender.label].append(worker.ask("run") if takes_part else None)
         questions = ["blas", "answer"] if answers else ["blas"]
         told = {question: {w.contender.label: w.ask(question) for w in workers} for question in questions}
+        shuffled = random.Random(1)
+        for r in range(rounds):
+            time.sleep(_REST)
+            peaks.append(workers[0].ask(f"peak {peak}"))
+            for worker in shuffled.sample(workers, len(workers)):
+                takes_part = r % worker.contender.every == 0
+                time.sleep(_REST if takes_part else 0)
+                seconds[worker.contender.label].append(worker.ask("run") if takes_part else None)
         return {"seconds": seconds, "peak": peaks, **told}
     finally:
         for worker in workers:

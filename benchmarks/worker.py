@@ -1,7 +1,7 @@
 """A contender's process: `python -m benchmarks.worker JOB FOLDER`, then one command a line on stdin, one answer each.
 
 Commands: ``run`` (seconds of one run), ``peak TYPE`` (multiply-add peak in GFLOP/s, measured now), ``blas`` (the BLAS
-libraries and the kernels they chose), ``answer`` (the mean correlation, of jobs that have one).
+libraries and the kernels they chose), ``answer`` (mean correlation and both ranks, of jobs that have them).
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from benchmarks.jobs import JOBS
 from streamcca import _backend
 
 _PEAK_SECONDS = 0.15
-_AT_LEAST = 0.1  # seconds of work behind one timing; shorter jobs are repeated, after one that is not counted
+_AT_LEAST = 0.1  # seconds of work behind one timing; what is not slow runs once uncounted before it
 
 
 def _blas() -> list[dict[str, Any]]:
     from threadpoolctl import threadpool_info
 
+    if "torch" in sys.modules:  # its BLAS is linked in, where threadpoolctl cannot see it
+        import torch
+
+        return [{"internal_api": "torch", "build": torch.__config__.show(), "num_threads": torch.get_num_threads()}]
     keys = ("internal_api", "version", "architecture", "num_threads")
     return [{key: info[key] for key in keys if key in info} for info in threadpool_info() if info["user_api"] == "blas"]
 
@@ -34,9 +38,11 @@ def _timed(run: Any, repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _mean(answer: Any) -> float:
-    """Return the mean correlation of a result of streamcca or of a rival's (mean, rank, rank)."""
-    return float(answer[0] if isinstance(answer, tuple) else answer.mean)
+def _answer(answer: Any) -> tuple[float, int, int]:
+    """Return mean and ranks of a result of streamcca or of a rival's (mean, rank, rank)."""
+    if isinstance(answer, tuple):
+        return float(answer[0]), int(answer[1]), int(answer[2])
+    return answer.mean, answer.rank_x, answer.rank_y
 
 
 def main() -> None:
@@ -46,10 +52,11 @@ def main() -> None:
     start = time.perf_counter()
     answer = run()
     cold = time.perf_counter() - start
-    repeats = 1 if cold > 1 else math.ceil(_AT_LEAST / _timed(run))
+    warm = cold <= 1
+    repeats = math.ceil(_AT_LEAST / min(_timed(run) for _ in range(3))) if warm else 1
 
     def seconds() -> float:
-        if repeats > 1:
+        if warm:
             run()
         return _timed(run, repeats)
 
@@ -57,7 +64,7 @@ def main() -> None:
         "run": lambda _: seconds(),
         "peak": lambda dtype: _backend.peak_gflops(dtype, _PEAK_SECONDS),
         "blas": lambda _: _blas(),
-        "answer": lambda _: _mean(answer),
+        "answer": lambda _: _answer(answer),
     }
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:

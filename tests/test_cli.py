@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -163,6 +164,15 @@ def test_the_self_check_notices_a_wrong_kernel(capsys, monkeypatch):
     assert "FAILED" in out
 
 
+def reads(process, name):
+    """Whether a process has a file of this name open."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(descriptor).endswith(name):
+                return True
+    return False
+
+
 def test_as_a_module_and_interrupted(tmp_path):
     """Ctrl-C during a long comparison: one line, exit code 130."""
     for name in "xy":
@@ -174,8 +184,7 @@ def test_as_a_module_and_interrupted(tmp_path):
         text=True,
         env=os.environ,
     )
-    descriptors = Path(f"/proc/{process.pid}/fd")
-    while not any(os.readlink(d).endswith("y.npy") for d in descriptors.iterdir()):
+    while not reads(process, "y.npy"):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -299,14 +299,19 @@ void Accumulator::read(Use use) const {
   choose_shift_of_head(&shift);
   const auto store = MomentStore::create(views_, pairs_, products_, kernels_);
   store->set_shift(shift);
-  store->append(borrow_all(head_.values, views_, head_.roots.size()), 0, head_.roots.size(), head_.roots.data(), reading_threads());
+  store->append(borrow_all(head_.values, views_, head_.roots.size()), 0, head_.roots.size(), head_.roots.data(), 1);
   use(*store, shift);
 }
 
 // ---------------------------------------------------------------- results
 
-// A forked child may read what it inherited, without the threads that it lacks.
-int Accumulator::reading_threads() const { return static_cast<long>(getpid()) == kProcessAtLoad ? threads_ : 1; }
+// A forked child may read what it inherited, without the threads that it lacks. Nor are threads woken for
+// matrices that one core reads in milliseconds: OpenBLAS's threads spin for 0.1 s after each of their jobs, and a
+// team of OpenMP that meets them waits for a core (18 instead of 6 ms for a small SVCCA on two cores).
+int Accumulator::reading_threads(std::size_t elements) const {
+  constexpr std::size_t few = 1 << 22;
+  return elements < few || static_cast<long>(getpid()) != kProcessAtLoad ? 1 : threads_;
+}
 
 void Accumulator::mean(std::size_t view, double* out) const {
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
@@ -323,21 +328,22 @@ void Accumulator::covariance(std::size_t pair, double ddof, double* out, Uncerta
   const std::size_t height = views_[row_view].width, width = views_[col_view].width;
   read([&](const MomentStore& store, const PerView&) {
     std::vector<double> row_sums(height), col_sums(width), squares(std::max(height, width));
-    store.read_pair(pair, true, out, reading_threads());
+    store.read_pair(pair, true, out, reading_threads(height * width));
     store.read_columns(row_view, true, row_sums.data(), squares.data());
     store.read_columns(col_view, true, col_sums.data(), squares.data());
     const double divisor = weight_ - ddof;
     if (uncertainty && row_view == col_view) observe_rounding(out, width + 1, squares.data(), divisor, uncertainty);
     for (double& sum : col_sums) sum /= weight_;
     const bool symmetric = row_view == col_view;
+    const int threads = reading_threads(height * width);
     const auto rows = static_cast<std::ptrdiff_t>(height);
-#pragma omp parallel for schedule(dynamic, 64) num_threads(thread_count(reading_threads()))
+#pragma omp parallel for schedule(dynamic, 64) num_threads(thread_count(threads))
     for (std::ptrdiff_t i = 0; i < rows; ++i) {
       const auto r = static_cast<std::size_t>(i);
       double* row = out + r * width;
       for (std::size_t c = symmetric ? r : 0; c < width; ++c) row[c] = (row[c] - row_sums[r] * col_sums[c]) / divisor;
     }
-    if (symmetric) mirror(out, width, reading_threads());
+    if (symmetric) mirror(out, width, threads);
   });
 }
 

@@ -96,7 +96,7 @@ class Accumulator {
   Accumulator(const Accumulator& configuration, Empty);
 
   void check_process() const;
-  int reading_threads() const;
+  int reading_threads(std::size_t elements) const;
   void check_shapes(const std::vector<Rows>& rows) const;
   Products products_for(const std::vector<Rows>& rows) const;
   std::vector<double> largest_shifts() const;

@@ -135,7 +135,7 @@ State Accumulator::save() const {
   for (std::size_t p = 0; p < pairs_.size(); ++p) {
     const std::size_t width = views_[pairs_[p].col_view].width;
     std::vector<double> full(views_[pairs_[p].row_view].width * width);
-    store_->read_pair(p, false, full.data(), reading_threads());
+    store_->read_pair(p, false, full.data(), reading_threads(full.size()));
     state.moments.push_back(pairs_[p].with_itself() ? pack_upper(full, width) : std::move(full));
   }
   return state;
@@ -153,7 +153,8 @@ void Accumulator::restore(const State& state) {
     for (std::size_t p = 0; p < pairs_.size(); ++p) {
       const std::size_t width = views_[pairs_[p].col_view].width;
       const std::vector<double> unpacked = pairs_[p].with_itself() ? unpack_upper(state.moments[p], width) : std::vector<double>();
-      fresh.store_->add_pair(p, unpacked.empty() ? state.moments[p].data() : unpacked.data(), reading_threads());
+      fresh.store_->add_pair(p, unpacked.empty() ? state.moments[p].data() : unpacked.data(),
+                             reading_threads(views_[pairs_[p].row_view].width * width));
     }
     fresh.store_->set_shift(state.shift);
     fresh.shift_ = state.shift;

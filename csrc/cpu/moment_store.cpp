@@ -8,9 +8,9 @@
 namespace streamcca {
 namespace {
 
-// Below these, starting a team of threads (2 to 5 microseconds) costs more than it saves.
-constexpr double kParallelProducts = 2e6;
-constexpr std::size_t kParallelElements = 1 << 16;
+// What one thread surely does in a second, for the choice of a team.
+constexpr double kProductsPerSecond = 2e10;
+constexpr double kElementsPackedPerSecond = 1e9;
 
 template <class T>
 Geometry geometry_of(const ProductKernels<T>& kernels) {
@@ -49,8 +49,10 @@ class TypedStore final : public MomentStore {
   }
 
   void append(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads) override {
-    const int team = count * schedule_.panels() * kernels_.panel < kParallelElements ? 1 : thread_count(threads);
-    for (std::size_t view = 0; view < views_.size(); ++view) append_view(view, rows[view], first, count, roots, team);
+    const double elements = static_cast<double>(count) * static_cast<double>(schedule_.panels() * kernels_.panel);
+    team_.run(elements / kElementsPackedPerSecond, threads, [&](int team) {
+      for (std::size_t view = 0; view < views_.size(); ++view) append_view(view, rows[view], first, count, roots, team);
+    });
     for (std::size_t k = 0; k < count; ++k) roots_[fill_ + k] = roots ? roots[k] : 1.0;
     weighted_ = weighted_ || roots != nullptr;
     fill_ += count;
@@ -59,24 +61,8 @@ class TypedStore final : public MomentStore {
   void flush(int threads) override {
     if (fill_ == 0) return;
     reserve();
-    const int team = parallel_team(threads);
-    const double* roots = weighted_ ? roots_.data() : nullptr;
-    const auto panels = static_cast<std::ptrdiff_t>(schedule_.panels());
-    const auto strips = static_cast<std::ptrdiff_t>(schedule_.strips().size());
-#pragma omp parallel num_threads(team) if (team > 1)
-    {
-#pragma omp for schedule(static) nowait
-      for (std::ptrdiff_t p = 0; p < panels; ++p) {
-        const std::size_t column = static_cast<std::size_t>(p) * kernels_.panel;
-        kernels_.column_moments(fill_, panel(static_cast<std::size_t>(p)), roots, sums_.data() + column, squares_.data() + column);
-      }
-#pragma omp for schedule(dynamic)
-      for (std::ptrdiff_t s = 0; s < strips; ++s) {
-        const Strip& strip = schedule_.strips()[static_cast<std::size_t>(s)];
-        schedule_.for_each_tile(
-            strip, [&](std::size_t slice, Tile tile, std::size_t offset) { multiply(strip, slice, tile, state_.data() + offset); });
-      }
-    }
+    const double products = static_cast<double>(schedule_.state_size()) * static_cast<double>(fill_);
+    team_.run(products / kProductsPerSecond, threads, [this](int team) { add_block(team); });
     fill_ = 0;
     weighted_ = false;
   }
@@ -146,6 +132,27 @@ class TypedStore final : public MomentStore {
   std::size_t panel_stride() const { return kernels_.panel * (depth_ + kPadRows); }
   const T* panel(std::size_t p) const { return block_.data() + p * panel_stride(); }
 
+  // Columns and tiles of the block into sums, squares and state.
+  void add_block(int team) {
+    const double* roots = weighted_ ? roots_.data() : nullptr;
+    const auto panels = static_cast<std::ptrdiff_t>(schedule_.panels());
+    const auto strips = static_cast<std::ptrdiff_t>(schedule_.strips().size());
+#pragma omp parallel num_threads(team) if (team > 1)
+    {
+#pragma omp for schedule(static) nowait
+      for (std::ptrdiff_t p = 0; p < panels; ++p) {
+        const std::size_t column = static_cast<std::size_t>(p) * kernels_.panel;
+        kernels_.column_moments(fill_, panel(static_cast<std::size_t>(p)), roots, sums_.data() + column, squares_.data() + column);
+      }
+#pragma omp for schedule(dynamic)
+      for (std::ptrdiff_t s = 0; s < strips; ++s) {
+        const Strip& strip = schedule_.strips()[static_cast<std::size_t>(s)];
+        schedule_.for_each_tile(
+            strip, [&](std::size_t slice, Tile tile, std::size_t offset) { multiply(strip, slice, tile, state_.data() + offset); });
+      }
+    }
+  }
+
   void append_view(std::size_t view, const Rows& rows, std::size_t first, std::size_t count, const double* roots, int team) {
     const std::size_t p = schedule_.first_panel(view);
     const T* shift = shift_.data() + p * kernels_.panel;
@@ -163,11 +170,6 @@ class TypedStore final : public MomentStore {
     }
   }
 
-  int parallel_team(int threads) const {
-    const double products = static_cast<double>(schedule_.state_size()) * static_cast<double>(fill_);
-    return products < kParallelProducts ? 1 : thread_count(threads);
-  }
-
   void multiply(const Strip& strip, std::size_t slice, Tile tile, double* out) const {
     const Pair& pair = pairs_[strip.pair];
     const T* columns = panel(schedule_.first_panel(pair.col_view) + strip.panel) + tile.first_vector * kernels_.lanes;
@@ -179,6 +181,7 @@ class TypedStore final : public MomentStore {
   ProductKernels<T> kernels_;
   AlignedArray<T> block_;
   AlignedArray<T> shift_;
+  TeamChoice team_;
 };
 
 }  // namespace
