@@ -20,7 +20,7 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
-    parser.add_argument("which", choices=("covariance", "svcca", "files"))
+    parser.add_argument("which", choices=("covariance", "svcca", "files", "readme"))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
     parser.add_argument("--rounds", type=_count, help="rounds of a race (odd is best; 9, quick 3, files 3)")
     parser.add_argument("--only", default="", help="only the cases whose name has this in it, such as '2048 float32'")
@@ -46,16 +46,20 @@ def _results(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run one benchmark."""
+    """Run one benchmark, or print README's tables from the committed results."""
     args = _parser().parse_args()
     if args.json and not args.json.resolve().parent.is_dir():
         raise SystemExit(f"--json: there is no folder {args.json.resolve().parent}")
+    if args.which == "readme":
+        print("\n".join(report.markdown(Path(__file__).parent / "results")))
+        return
     about = machine.describe()
     print(report.format_machine(about) + "\n", flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="streamcca-bench-") as folder:
         results = _results(args, Path(folder))
     if args.json:
-        given = [a for a in sys.argv[1:] if a not in ("--json", str(args.json))]
+        paths = ("--json", str(args.json), "--folder", str(args.folder))
+        given = [a for a in sys.argv[1:] if a not in paths]
         command = shlex.join(["python", "-m", "benchmarks", *given])
         report.write_json(args.json, {"machine": about, "command": command, "results": results})
 

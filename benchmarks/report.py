@@ -35,3 +35,44 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(document, indent=1) + "\n")
     temporary.replace(path)
+
+
+def _ratios(result: dict[str, Any], labels: list[str]) -> list[str]:
+    rows = {row["label"]: row for row in result["contenders"]}
+    return [f"{rows[label]['ratio']:.1f}" if label in rows else "" for label in labels]
+
+
+def markdown(folder: Path) -> list[str]:
+    """Return the lines of README's tables, from the committed results."""
+    covariance, svcca, files = (
+        json.loads((folder / f"{name}.json").read_text())["results"] for name in ("covariance", "svcca", "files")
+    )
+    labels = ["numpy X.T @ X, default BLAS", "numpy X.T @ X, Haswell", "torch.mm(X.T, X)", "numpy.cov, default BLAS"]
+    lines = [
+        "| covariance of | moments only | `X.T @ X` | the same, AVX2 BLAS | `torch.mm` | `np.cov` | share of peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in covariance:
+        share = f"{result['contenders'][0]['share_of_peak']:.0%}"
+        cells = _ratios(result, ["streamcca, moments only", *labels])
+        lines.append(f"| {result['case'].removeprefix('covariance, ')} | " + " | ".join([*cells, share]) + " |")
+    labels = ["numpy cov + eigh", "numpy float32 X.T @ X + eigh", "numpy SVD"]
+    lines += [
+        "",
+        "| | streamcca | `np.cov` + `eigh` | float32 `X.T @ X` + `eigh` | SVD | torch QR + SVD |",
+        "|---" * 6 + "|",
+    ]
+    for result in svcca:
+        seconds = f"{result['contenders'][0]['seconds']:.2f} s"
+        cells = _ratios(result, [*(f"{label}, default BLAS" for label in labels), "torch QR + SVD"])
+        kind = result["case"].split(",")[0].removeprefix("SVCCA of ")
+        kept = result["checked"].split("ranks ")[1].split(" ")[0]
+        lines.append(f"| {kind}, {kept} of 1024 directions kept | " + " | ".join([seconds, *cells]) + " |")
+    file = files[0]
+    size, peak = f"{file['bytes'] / 2**30:.0f} GiB", f"{file['peak_bytes'] / 2**20:.0f} MiB"
+    lines += [
+        "",
+        f"{file['case'].removeprefix('files, ')}, {size}: {file['seconds']:.0f} s, peak memory {peak}, "
+        f"{file['speed_of_memory']:.0%} of the speed of the kernel on rows in memory.",
+    ]
+    return lines

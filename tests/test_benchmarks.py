@@ -33,7 +33,7 @@ def test_quick_run(which, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "correct: " in done.stdout
     document = json.loads((tmp_path / "out.json").read_text())
-    assert document["command"] == f"python -m benchmarks {which} --quick --rounds 1 --folder {tmp_path}"
+    assert document["command"] == f"python -m benchmarks {which} --quick --rounds 1"
     assert document["machine"]["isa"] in done.stdout
     for result in document["results"]:
         for row in result.get("contenders", ()):
@@ -79,11 +79,19 @@ def test_a_worker_that_dies_is_named(benchmarks, tmp_path):
         race.Worker(race.Contender("lost", "no_such_job"), tmp_path)
 
 
+def test_readme_shows_the_committed_results(benchmarks):
+    from benchmarks import report
+
+    readme = (ROOT / "README.md").read_text().splitlines()
+    for line in report.markdown(ROOT / "benchmarks/results"):
+        assert line in readme
+
+
 def test_committed_results_are_of_the_full_size():
     found = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
-    assert {"covariance", "svcca", "files"} <= found.keys()
+    assert found.keys() == {"covariance", "svcca", "files"}
     for name, document in found.items():
-        assert "--quick" not in document["command"], name
+        assert document["command"] in (f"python -m benchmarks {name}", f"python -m benchmarks {name} --rounds 3"), name
         assert document["results"], name
         for result in document["results"]:
             assert all(math.isfinite(row["ratio"]) for row in result.get("contenders", ()))
