@@ -20,7 +20,7 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
-    parser.add_argument("which", choices=("covariance", "svcca", "files", "readme"))
+    parser.add_argument("which", choices=("covariance", "truncation", "svcca", "files", "readme"))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
     parser.add_argument("--rounds", type=_count, help="rounds of a race (odd is best; 9, quick 3, files 3)")
     parser.add_argument("--only", default="", help="only the cases whose name has this in it, such as '2048 float32'")

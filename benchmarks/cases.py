@@ -143,6 +143,39 @@ def svcca(kind: str, rows: int, width: int) -> Case:
     )
 
 
+def truncation(kind: str, width: int) -> Case:
+    """Cut one covariance at 99 % of its variance."""
+
+    def make(folder: Path) -> None:
+        matrix, vectors = data.covariance_with(data.spectrum(kind, width))
+        data.store(folder, covariance=matrix, vectors=vectors)
+
+    def check(folder: Path) -> tuple[str, None]:
+        from benchmarks.jobs import streamcca_truncate
+
+        values, ours = data.spectrum(kind, width), streamcca_truncate(folder)()
+        k = int(np.argmax(np.cumsum(values) >= VARIANCE * values.sum())) + 1
+        exact = data.load(folder, "vectors")[:, :k]
+        relative = float((np.abs(ours.eigenvalues - values[:k]) / values[:k]).max()) if ours.rank == k else np.inf
+        turned = float(np.linalg.norm(ours.vectors - exact @ (exact.T @ ours.vectors), 2)) if ours.rank == k else np.inf
+        if not (relative <= 1e-12 and turned <= 1e-8):
+            raise SystemExit(f"truncation is wrong: rank {ours.rank} of {k}, eigenvalues {relative}, subspace {turned}")
+        return f"rank {k}, eigenvalues to {relative:.0e}, subspace to {turned:.0e}", None
+
+    scipy, numpy = _tuned("scipy eigh", "scipy_eigh"), _tuned("numpy eigh", "numpy_eigh")
+    bars = {scipy[0].label: 8.0} if (kind, width) == ("decaying", 4096) else {}
+    if kind == "flat" and width >= 1024:
+        bars = {numpy[0].label: 1 / 1.15, scipy[0].label: 1 / 1.15}
+    return Case(
+        name=f"truncation of a {kind} spectrum, {width} wide, 99 % of the variance",
+        make=make,
+        check=check,
+        contenders=[Contender("streamcca truncate", "streamcca_truncate"), *scipy, *numpy],
+        peak="float64",
+        bars=bars,
+    )
+
+
 def cases(which: str, quick: bool) -> list[Case]:
     """Return the races of one benchmark; quick ones are small, to show that they run."""
     if which == "covariance":
@@ -153,6 +186,9 @@ def cases(which: str, quick: bool) -> list[Case]:
             covariance(16384, 1024, "float64"),
             covariance(8192, 2048, "float64"),
         ]
+    if which == "truncation":
+        widths = [600] if quick else [1024, 2048, 4096]
+        return [truncation(kind, width) for width in widths for kind in ("decaying", "flat")]
     size = (2000, 96) if quick else (20000, 1024)
     return [svcca("layers", *size), svcca("noise", *size)]
 

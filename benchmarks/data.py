@@ -27,6 +27,20 @@ def layers(rows: int, width: int, dtype: str) -> list[np.ndarray[Any, Any]]:
     return made
 
 
+def spectrum(kind: str, width: int) -> np.ndarray[Any, Any]:
+    """Eigenvalues of a covariance: singular values 1/i, or nearly equal ones."""
+    if kind == "decaying":
+        return np.arange(1, width + 1) ** -2.0
+    return 1 + 0.3 * np.linspace(1, -1, width)
+
+
+def covariance_with(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return a covariance with these eigenvalues, and its eigenvectors."""
+    vectors = np.linalg.qr(np.random.default_rng(2).standard_normal((len(values), len(values))))[0]
+    matrix = (vectors * values) @ vectors.T
+    return (matrix + matrix.T) / 2, vectors
+
+
 def store(folder: Path, **arrays: np.ndarray[Any, Any]) -> None:
     """Write arrays where the workers find them."""
     for name, array in arrays.items():

@@ -57,6 +57,40 @@ def torch_product(folder: Path) -> Job:
     return lambda: torch.mm(x.T, x, out=out)
 
 
+def streamcca_truncate(folder: Path) -> Job:
+    """Find the leading directions of a covariance; its rounding is that of float64."""
+    from streamcca import _backend
+
+    c = load(folder, "covariance")
+    rounding = (2.0**-53, 2.0**-53, np.diag(c).copy())
+    return lambda: _backend.truncate(c, rounding, "variance", VARIANCE, 0.0)
+
+
+def scipy_eigh(folder: Path) -> Job:
+    """Decompose the whole covariance by SciPy's default driver, and keep what is needed."""
+    from scipy.linalg import eigh
+
+    c = load(folder, "covariance")
+
+    def run() -> Any:
+        values, vectors = eigh(c)
+        k = _kept(values[::-1])
+        return vectors[:, -k:]
+
+    return run
+
+
+def numpy_eigh(folder: Path) -> Job:
+    """Decompose the whole covariance by NumPy's divide and conquer, and keep what is needed."""
+    c = load(folder, "covariance")
+
+    def run() -> Any:
+        values, vectors = np.linalg.eigh(c)
+        return vectors[:, -_kept(values[::-1]) :]
+
+    return run
+
+
 def streamcca_svcca(folder: Path) -> Job:
     """`svcca` of two arrays; warnings about float32 belong to the answer, not to the time."""
     import warnings
@@ -134,6 +168,9 @@ JOBS: dict[str, Callable[[Path], Job]] = {
         streamcca_moments,
         streamcca_covariance,
         streamcca_svcca,
+        streamcca_truncate,
+        scipy_eigh,
+        numpy_eigh,
         numpy_product,
         numpy_cov,
         numpy_svd,

@@ -27,7 +27,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["covariance", "svcca", "files"])
+@pytest.mark.parametrize("which", ["covariance", "truncation", "svcca", "files"])
 def test_quick_run(which, tmp_path):
     done = run(which, "--quick", "--rounds", 1, "--json", tmp_path / "out.json", "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -89,7 +89,7 @@ def test_readme_shows_the_committed_results(benchmarks):
 
 def test_committed_results_are_of_the_full_size():
     found = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
-    assert found.keys() == {"covariance", "svcca", "files"}
+    assert found.keys() == {"covariance", "truncation", "svcca", "files"}
     for name, document in found.items():
         assert document["command"] in (f"python -m benchmarks {name}", f"python -m benchmarks {name} --rounds 3"), name
         assert document["results"], name
