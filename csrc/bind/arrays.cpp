@@ -134,6 +134,13 @@ Borrowed borrow_dlpack(py::handle array, const std::string& view) {
   return result;
 }
 
+template <class Vector>
+py::array array_that_owns(Vector&& values, std::vector<py::ssize_t> shape) {
+  auto* owned = new Vector(std::move(values));
+  py::capsule owner(owned, [](void* p) { delete static_cast<Vector*>(p); });
+  return py::array_t<double>(std::move(shape), owned->data(), owner);
+}
+
 }  // namespace
 
 Borrowed borrow_rows(py::handle array, const std::string& view) {
@@ -150,9 +157,11 @@ Borrowed borrow_rows(py::handle array, const std::string& view) {
 }
 
 py::array to_array(std::vector<double>&& values, std::vector<py::ssize_t> shape) {
-  auto* owned = new std::vector<double>(std::move(values));
-  py::capsule owner(owned, [](void* p) { delete static_cast<std::vector<double>*>(p); });
-  return py::array_t<double>(std::move(shape), owned->data(), owner);
+  return array_that_owns(std::move(values), std::move(shape));
+}
+
+py::array to_array(AlignedArray<double>&& values, std::vector<py::ssize_t> shape) {
+  return array_that_owns(std::move(values), std::move(shape));
 }
 
 py::array to_array(Matrix&& matrix) {

@@ -25,6 +25,7 @@ Borrowed borrow_rows(py::handle array, const std::string& view);
 
 // NumPy array that takes over the values; no copy.
 py::array to_array(std::vector<double>&& values, std::vector<py::ssize_t> shape);
+py::array to_array(AlignedArray<double>&& values, std::vector<py::ssize_t> shape);
 // d x k column-major matrix as a Fortran-ordered NumPy array.
 py::array to_array(Matrix&& matrix);
 

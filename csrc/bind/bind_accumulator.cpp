@@ -94,10 +94,11 @@ void update(Accumulator& self, const py::list& batch, const py::object& weights)
 py::tuple covariance(const Accumulator& self, std::size_t pair, double ddof) {
   const Pair& p = self.pairs().at(pair);
   const std::size_t height = self.views()[p.row_view].width, width = self.views()[p.col_view].width;
-  std::vector<double> values(height * width);
+  AlignedArray<double> values;
   Uncertainty uncertainty{0, 0, std::vector<double>(p.with_itself() ? height : 0)};
   {
     const py::gil_scoped_release release;
+    values.resize(height * width);
     self.covariance(pair, ddof, values.data(), p.with_itself() ? &uncertainty : nullptr);
   }
   const auto h = static_cast<py::ssize_t>(height), w = static_cast<py::ssize_t>(width);

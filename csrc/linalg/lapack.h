@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "core/aligned.h"
+
 namespace streamcca {
 
 struct Lapack {
@@ -30,7 +32,7 @@ struct Matrix {
 
   std::size_t rows = 0;
   std::size_t cols = 0;
-  std::vector<double> values;
+  AlignedArray<double> values;
 };
 
 Matrix multiply(const Lapack& lapack, const Matrix& a, const Matrix& b);             // a b
