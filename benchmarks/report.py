@@ -44,8 +44,9 @@ def _ratios(result: dict[str, Any], labels: list[str]) -> list[str]:
 
 def markdown(folder: Path) -> list[str]:
     """Return the lines of README's tables, from the committed results."""
-    covariance, svcca, files = (
-        json.loads((folder / f"{name}.json").read_text())["results"] for name in ("covariance", "svcca", "files")
+    names = ("covariance", "truncation", "svcca", "files")
+    covariance, truncation, svcca, files = (
+        json.loads((folder / f"{name}.json").read_text())["results"] for name in names
     )
     labels = ["numpy X.T @ X, default BLAS", "numpy X.T @ X, Haswell", "torch.mm(X.T, X)", "numpy.cov, default BLAS"]
     lines = [
@@ -56,6 +57,18 @@ def markdown(folder: Path) -> list[str]:
         share = f"{result['contenders'][0]['share_of_peak']:.0%}"
         cells = _ratios(result, ["streamcca, moments only", *labels])
         lines.append(f"| {result['case'].removeprefix('covariance, ')} | " + " | ".join([*cells, share]) + " |")
+    lines += [
+        "",
+        "| 99 % of a covariance's variance | streamcca | `scipy.linalg.eigh` | `np.linalg.eigh` |",
+        "|---" * 4 + "|",
+    ]
+    for result in truncation:
+        seconds = f"{result['contenders'][0]['seconds']:.2f} s"
+        kind = result["case"].split(",")[0].removeprefix("truncation of a ")
+        width = result["case"].split(",")[1].strip()
+        kept = result["checked"].split(",")[0].removeprefix("rank ")
+        cells = _ratios(result, ["scipy eigh, default BLAS", "numpy eigh, default BLAS"])
+        lines.append(f"| {kind}, {width}, {kept} kept | " + " | ".join([seconds, *cells]) + " |")
     labels = ["numpy cov + eigh", "numpy float32 X.T @ X + eigh", "numpy SVD"]
     lines += [
         "",

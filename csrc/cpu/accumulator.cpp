@@ -87,7 +87,7 @@ Accumulator::Accumulator(const Accumulator& other) : Accumulator(other, Empty{})
 }
 
 void Accumulator::assign(const Accumulator& other) {
-  auto store = other.store_ ? other.store_->clone() : nullptr;
+  auto store = other.started_ ? other.store_->clone() : nullptr;
   Head head = other.head_;
   PerView shift = other.shift_;
   if (store && !other.settled_) {  // copies of vectors lose the spare capacity
@@ -111,8 +111,7 @@ void Accumulator::assign(const Accumulator& other) {
 
 void Accumulator::clear() {
   head_ = Head{PerView(views_.size()), {}};
-  started_ = settled_ = false;
-  store_.reset();
+  started_ = settled_ = false;  // the store's memory stays, for the next start
   shift_.clear();
   rows_ = skipped_ = 0;
   weight_ = block_weight_ = rounding_ = 0;
@@ -183,8 +182,9 @@ std::vector<double> Accumulator::largest_shifts() const {
 
 // All memory that updates will need, so that nothing can fail once rows are being counted.
 void Accumulator::start(Products products) {
-  auto store = MomentStore::create(views_, pairs_, products, kernels_);
-  store->reserve();
+  const bool again = store_ && products == products_;
+  auto store = again ? nullptr : MomentStore::create(views_, pairs_, products, kernels_);
+  if (store) store->reserve();
   Head head{PerView(views_.size()), {}};
   PerView shift;
   for (std::size_t v = 0; v < views_.size(); ++v) {
@@ -193,7 +193,11 @@ void Accumulator::start(Products products) {
   }
   head.roots.reserve(block_depth(products));
   head_rows_.resize(views_.size());
-  store_ = std::move(store);
+  if (again) {
+    store_->clear();
+  } else {
+    store_ = std::move(store);
+  }
   head_ = std::move(head);
   shift_ = std::move(shift);
   products_ = products;

@@ -211,6 +211,12 @@ void MomentStore::reserve() {
   if (state_.size() == 0) state_ = AlignedArray<double>(schedule_.state_size());
 }
 
+void MomentStore::clear() {
+  fill_ = 0;
+  weighted_ = false;
+  for (AlignedArray<double>* values : {&sums_, &squares_, &state_}) std::fill(values->begin(), values->end(), 0.0);
+}
+
 template <class Visit>
 void MomentStore::for_each_entry(std::size_t pair, int threads, Visit visit) {
   const Geometry& g = schedule_.geometry();

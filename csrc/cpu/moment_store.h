@@ -46,6 +46,8 @@ class MomentStore {
 
   // Allocates the state now, so that a later flush cannot fail.
   void reserve();
+  // Back to no rows, in the memory that is there: fresh pages can cost more than the work itself.
+  void clear();
   // Each value must be exactly representable in the product type. Applies to rows appended later.
   virtual void set_shift(const PerView& shift) = 0;
   std::size_t free_rows() const { return depth_ - fill_; }
