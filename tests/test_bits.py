@@ -241,3 +241,23 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = History.TestCase
+
+
+@pytest.mark.parametrize("first", ["float32", "float64"])
+@pytest.mark.parametrize("second", ["float32", "float64"])
+def test_after_a_reset_nothing_of_the_past_is_left(first, second, rng, same_bits):
+    """The memory of the state is used again; its contents must not be."""
+    m = sc.Moments({"a": 70, "b": 5})
+    m.update(a=rng.standard_normal((700, 70)).astype(first), b=rng.standard_normal((700, 5)).astype(first) + 3)
+    for rows in (1, 300, 900):
+        a, b = rng.standard_normal((rows, 70)).astype(second), rng.standard_normal((rows, 5)).astype(second)
+        weights = rng.random(rows) if rows == 300 else None
+        m.reset()
+        assert (m.n, m.rows) == (0, 0)
+        m.update(a=a, b=b, weights=weights)
+        fresh = sc.Moments({"a": 70, "b": 5})
+        fresh.update(a=a, b=b, weights=weights)
+        if rows == 1:
+            np.testing.assert_array_equal(m.mean("a"), fresh.mean("a"))
+        else:
+            same_bits(m, fresh)
