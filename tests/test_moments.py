@@ -376,3 +376,43 @@ def test_row_ids_catch_a_shuffled_loader():
     again.update(x=x[:1], y=x[:1], ids=[3])
     again.update(x=x[1:], y=x[1:], ids=[1, 2, 0])
     assert again.ids_checksum == checksum
+
+
+def test_weights_on_some_rows_of_a_block(rng):
+    """Beyond the first block, weighted and unweighted batches share blocks; a later batch must not undo weights."""
+    x = rng.standard_normal((500, 7)) + 2
+    weights = np.ones(500)
+    weights[300:350] = 3.0
+    m = sc.Moments({"a": 7})
+    m.update(a=x[:300])
+    m.update(a=x[300:350], weights=weights[300:350])
+    m.update(a=x[350:])
+    np.testing.assert_allclose(m.mean("a"), weights @ x / weights.sum(), rtol=1e-13)
+    np.testing.assert_allclose(m.covariance("a"), reference.covariance(x, weights=weights), rtol=1e-12, atol=1e-13)
+
+
+def test_merging_far_means_keeps_the_measured_rounding(rng):
+    """The second sum of squares moves with the shift; otherwise its difference would be taken for rounding."""
+    x = rng.standard_normal((4000, 6)).astype(np.float32)
+    x[2000:] += 5
+    whole = sc.Moments({"a": 6})
+    whole.update(a=x)
+    parts = [sc.Moments({"a": 6}) for _ in range(2)]
+    parts[0].update(a=x[:2000])
+    parts[1].update(a=x[2000:])
+    parts[0].merge(parts[1])
+    assert parts[0]._covariance("a", "a")[1][0] < 5 * whole._covariance("a", "a")[1][0]
+
+
+def test_rounding_that_repeats_is_measured(rng):
+    """One block again and again rounds alike each time: the errors add up, and the model of chance is too small."""
+    block = rng.standard_normal((256, 40)).astype(np.float32)
+    m = sc.Moments({"a": 40})
+    for _ in range(400):
+        m.update(a=block)
+    covariance, (relative, _, raw) = m._covariance("a", "a", 0)
+    exact = np.cov(block.astype(np.float64), rowvar=False, ddof=0)
+    error = np.sqrt(np.mean(((np.diag(covariance) - np.diag(exact)) / raw) ** 2))
+    model = 0.3 * 2.0**-24 * 16 / 20
+    assert error > 1.5 * model, "these rows were meant to defeat the model"
+    assert relative > 0.7 * error
