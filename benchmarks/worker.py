@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -26,7 +27,9 @@ def _blas() -> list[dict[str, Any]]:
     if "torch" in sys.modules:  # its BLAS is linked in, where threadpoolctl cannot see it
         import torch
 
-        return [{"internal_api": "torch", "build": torch.__config__.show(), "num_threads": torch.get_num_threads()}]
+        # One word of the build settings; the rest holds paths of the machine that built the wheel.
+        blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+        return [{"internal_api": blas.group(1) if blas else "unknown", "num_threads": torch.get_num_threads()}]
     keys = ("internal_api", "version", "architecture", "num_threads")
     return [{key: info[key] for key in keys if key in info} for info in threadpool_info() if info["user_api"] == "blas"]
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import streamcca as sc
+from streamcca import _memory
 from streamcca._backend import BLOCK_ROWS
 
 GOOD = np.random.default_rng(0).standard_normal((300, 4))
@@ -425,3 +426,14 @@ def test_every_error_is_ours_and_a_builtin():
         item = getattr(sc, name)
         if isinstance(item, type) and name.endswith("Error"):
             assert issubclass(item, sc.StreamCCAError), name
+
+
+def test_memory_limits_of_control_groups(tmp_path):
+    """Cached files can be dropped, so they are not used memory; a group without a limit says nothing."""
+    for name, text in {"memory.max": "1000", "memory.current": "900"}.items():
+        (tmp_path / name).write_text(text)
+    assert _memory._left_in_group(tmp_path) == 100
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 500\nactive_file 50\n")
+    assert _memory._left_in_group(tmp_path) == 650
+    (tmp_path / "memory.max").write_text("max")
+    assert _memory._left_in_group(tmp_path) is None

@@ -311,7 +311,7 @@ void Accumulator::read(Use use) const {
 
 // A forked child may read what it inherited, without the threads that it lacks. Nor are threads woken for
 // matrices that one core reads in milliseconds: OpenBLAS's threads spin for 0.1 s after each of their jobs, and a
-// team of OpenMP that meets them waits for a core (18 instead of 6 ms for a small SVCCA on two cores).
+// team of OpenMP that meets them waits for a core (docs/performance.md).
 int Accumulator::reading_threads(std::size_t elements) const {
   constexpr std::size_t few = 1 << 22;
   return elements < few || static_cast<long>(getpid()) != kProcessAtLoad ? 1 : threads_;
