@@ -126,6 +126,45 @@ def test_a_bad_value_in_a_later_block_changes_nothing(same_bits):
     same_bits(m, before)
 
 
+@pytest.mark.parametrize("rows_before", [0, 100, 256, 300])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_long_batch_that_is_refused_late_changes_nothing(rows_before, weighted, same_bits, isa):
+    # Long enough that it is checked piece by piece, each piece being counted before the next is looked at.
+    rng = np.random.default_rng(0)
+    m, untouched = sc.Moments({"x": 20, "y": 5}), sc.Moments({"x": 20, "y": 5})
+    before = {"x": rng.standard_normal((rows_before, 20), "f4"), "y": rng.standard_normal((rows_before, 5), "f4")}
+    good = {"x": rng.standard_normal((40 * BLOCK_ROWS, 20), "f4"), "y": rng.standard_normal((40 * BLOCK_ROWS, 5), "f4")}
+    bad = {name: x.copy() for name, x in good.items()}
+    bad["y"][-1, 2] = np.nan
+    weights = np.arange(40 * BLOCK_ROWS) % 3 if weighted else None
+    if weighted:
+        weights[-1] = 2
+    for moments in (m, untouched):
+        if rows_before:
+            moments.update(before)
+    with pytest.raises(
+        ValueError, match=rf"view 'y', row {40 * BLOCK_ROWS - 1} of the batch \(after {rows_before} rows"
+    ):
+        m.update(bad, weights=weights)
+    assert m.rows == rows_before
+    for moments in (m, untouched):  # what comes next ends in the same bits, too
+        moments.update(good, weights=weights)
+    same_bits(m, untouched)
+
+
+def test_skip_in_a_long_batch(same_bits):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40 * BLOCK_ROWS, 20), "f4")
+    bad = np.arange(len(x)) % 999 == 0
+    dirty = np.where(bad[:, None], np.float32("inf"), x)
+    m, clean = sc.Moments({"x": 20}, nonfinite="skip"), sc.Moments({"x": 20})
+    m.update(x=dirty)
+    clean.update(x=x[~bad])
+    assert m.skipped == bad.sum()
+    assert m.covariance("x").tobytes() == clean.covariance("x").tobytes()
+    assert m.mean("x").tobytes() == clean.mean("x").tobytes()
+
+
 def test_bfloat16_nan_and_too_large_for_float32_products():
     m = sc.Moments({"a": 3})
     x = torch.ones(5, 3, dtype=torch.bfloat16)

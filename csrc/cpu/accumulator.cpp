@@ -17,11 +17,7 @@
 namespace streamcca {
 namespace {
 
-const long kProcessAtLoad = static_cast<long>(getpid());
-
 constexpr double kPollSeconds = 0.05;
-
-double square(double x) { return x * x; }
 
 // Variance of the error of one block of `rows` rows and total weight `weight`, added to a state of weight
 // `total`, times the weight squared (docs/numerics.md): a chain of `rows` additions, the rounding of each
@@ -29,21 +25,6 @@ double square(double x) { return x * x; }
 double block_variance(Products products, double rows, double weight, double total) {
   const double unit = unit_roundoff(products);
   return (square(0.3 * unit) * rows + square(0.6 * unit) / rows) * square(weight) + square(0.5 * kUnit64 * total);
-}
-
-// Copies the upper triangle below the diagonal, square by square so that both sides stay in the cache.
-void mirror(double* matrix, std::size_t width, int threads) {
-  constexpr std::size_t side = 32;
-  const auto squares = static_cast<std::ptrdiff_t>((width + side - 1) / side);
-#pragma omp parallel for schedule(dynamic) num_threads(thread_count(threads))
-  for (std::ptrdiff_t s = 0; s < squares; ++s) {
-    const std::size_t first_row = static_cast<std::size_t>(s) * side, last_row = std::min(width, first_row + side);
-    for (std::size_t first = 0; first < last_row; first += side) {
-      for (std::size_t r = first_row; r < last_row; ++r) {
-        for (std::size_t c = first; c < std::min(r, first + side); ++c) matrix[r * width + c] = matrix[c * width + r];
-      }
-    }
-  }
 }
 
 // Calls `poll` if the last call was long enough ago.
@@ -87,23 +68,29 @@ Accumulator::Accumulator(const Accumulator& other) : Accumulator(other, Empty{})
 }
 
 void Accumulator::assign(const Accumulator& other) {
-  auto store = other.started_ ? other.store_->clone() : nullptr;
+  const bool fits = store_ && other.started_ && started_ && products_ == other.products_;
+  auto store = fits || !other.started_ ? nullptr : other.store_->clone();
   Head head = other.head_;
   PerView shift = other.shift_;
-  if (store && !other.settled_) {  // copies of vectors lose the spare capacity
+  if (other.started_ && !other.settled_) {  // copies of vectors lose the spare capacity
     for (std::size_t v = 0; v < views_.size(); ++v) head.values[v].reserve(block_depth(other.products_) * views_[v].width);
     head.roots.reserve(block_depth(other.products_));
   }
   head_rows_.resize(views_.size());
+  if (fits) {
+    store_->assign(*other.store_);
+  } else {
+    store_ = std::move(store);
+  }
   started_ = other.started_;
   settled_ = other.settled_;
   products_ = other.products_;
-  store_ = std::move(store);
   head_ = std::move(head);
   shift_ = std::move(shift);
   rows_ = other.rows_;
   skipped_ = other.skipped_;
   weight_ = other.weight_;
+  block_rows_ = other.block_rows_;
   block_weight_ = other.block_weight_;
   rounding_ = other.rounding_;
   row_unit_ = other.row_unit_;
@@ -113,7 +100,7 @@ void Accumulator::clear() {
   head_ = Head{PerView(views_.size()), {}};
   started_ = settled_ = false;  // the store's memory stays, for the next start
   shift_.clear();
-  rows_ = skipped_ = 0;
+  rows_ = skipped_ = block_rows_ = 0;
   weight_ = block_weight_ = rounding_ = 0;
   row_unit_ = 1;
 }
@@ -204,34 +191,66 @@ void Accumulator::start(Products products) {
   started_ = true;
 }
 
+// The whole batch is checked before the state changes. Where reading it twice from memory would cost more than a copy of
+// the state, it is checked piece by piece instead, each just before it is packed, and the copy comes back if a
+// later piece is refused.
 void Accumulator::update(const std::vector<Rows>& rows, const double* weights, const Poll& poll) {
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
   const Busy busy(&busy_);
   check_process();
   check_shapes(rows);
+  const std::size_t count = rows[0].rows;
   const Products products = products_for(rows);
-  const std::vector<double> shifts = largest_shifts();
-  const Selection selection = select_rows(rows, weights, {views_, kernels_, products, nonfinite_, shifts, rows_, weight_, threads_});
-  std::vector<double> roots;
-  if (weights) {
-    roots.resize(rows[0].rows);
-    std::transform(weights, weights + rows[0].rows, roots.begin(), [](double weight) { return std::sqrt(weight); });
-  }
+  FilterContext context{views_, kernels_, products, nonfinite_, {}, rows_, weight_, check_weights(weights, count), threads_};
+  std::vector<double> roots(weights ? count : 0);
+  for (std::size_t i = 0; i < roots.size(); ++i) roots[i] = std::sqrt(weights[i]);
   const auto between_blocks = poll ? every_50_ms(poll) : std::function<void()>([] {});
-  if (!started_ && !selection.runs.empty()) start(products);
-  // From here on only `poll` may throw.
-  skipped_ += selection.skipped;
-  if (!selection.runs.empty()) {
-    for (const Rows& view : rows) row_unit_ = std::min(row_unit_, unit_roundoff(view.dtype));
+
+  const bool piecewise = copy_is_cheaper_than(rows);
+  if (piecewise) save_checkpoint();
+  for (Run rest{0, count}; rest.count;) {
+    const Run piece{rest.first, piecewise ? rows_to_take(rest.count) : rest.count};
+    rest = {piece.first + piece.count, rest.count - piece.count};
+    Selection selection;
+    try {
+      context.shifts = largest_shifts();
+      selection = select_rows(rows, piece, weights, context);
+      if (!started_ && !selection.runs.empty()) start(products);
+    } catch (...) {
+      if (piecewise) assign(*checkpoint_);
+      throw;
+    }
+    // From here on only `poll` may throw.
+    skipped_ += selection.skipped;
+    if (!selection.runs.empty()) {
+      for (const Rows& view : rows) row_unit_ = std::min(row_unit_, unit_roundoff(view.dtype));
+    }
+    for (const Run& run : selection.runs) consume(rows, run, weights ? roots.data() : nullptr, weights, between_blocks);
   }
-  for (const Run& run : selection.runs) consume(rows, run, weights ? roots.data() : nullptr, weights, between_blocks);
+}
+
+bool Accumulator::copy_is_cheaper_than(const std::vector<Rows>& rows) const {
+  constexpr std::size_t times = 4;
+  if (nonfinite_ == NonFinite::propagate || rows[0].rows <= rows_to_take(rows[0].rows)) return false;
+  std::size_t bytes = 0;
+  for (const Rows& view : rows) bytes += view.rows * view.cols * size_of(view.dtype);
+  return !started_ || bytes > times * store_->state_bytes();
+}
+
+// Into memory that stays: fresh pages would cost more than the copy.
+void Accumulator::save_checkpoint() {
+  if (!checkpoint_) checkpoint_.reset(new Accumulator(*this, Empty{}));
+  checkpoint_->assign(*this);
+}
+
+std::size_t Accumulator::rows_to_take(std::size_t available) const {
+  return settled_ ? store_->rows_to_append(available) : std::min(available, block_depth(products_) - head_.roots.size());
 }
 
 void Accumulator::consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights,
                           const std::function<void()>& between_blocks) {
   while (run.count) {
-    const std::size_t room = settled_ ? store_->free_rows() : block_depth(products_) - head_.roots.size();
-    const std::size_t count = std::min(run.count, room);
+    const std::size_t count = rows_to_take(run.count);
     if (settled_) {
       store_->append(rows, run.first, count, roots ? roots + run.first : nullptr, threads_);
     } else {
@@ -241,7 +260,7 @@ void Accumulator::consume(const std::vector<Rows>& rows, Run run, const double* 
     run.first += count;
     run.count -= count;
     if (!settled_ && head_.roots.size() == block_depth(products_)) settle();
-    if (settled_ && store_->free_rows() == 0) flush();
+    if (settled_ && store_->has_full_block()) store_->flush(threads_, {&rows, run.first, rows[0].rows - run.first});
     between_blocks();
   }
 }
@@ -262,6 +281,7 @@ void Accumulator::count_rows(std::size_t first, std::size_t count, const double*
     const double weight = weights ? weights[i] : 1.0;
     weight_ += weight;
     block_weight_ += weight;
+    if (++block_rows_ == block_depth(products_)) close_block();
   }
 }
 
@@ -285,120 +305,18 @@ void Accumulator::settle() {
 }
 
 void Accumulator::flush() {
-  rounding_ = rounding_with_pending();
+  close_block();
   store_->flush(threads_);
+}
+
+void Accumulator::close_block() {
+  rounding_ = rounding_with_pending();
+  block_rows_ = 0;
   block_weight_ = 0;
 }
 
 double Accumulator::rounding_with_pending() const {
-  const std::size_t pending = settled_ ? store_->pending_rows() : head_.roots.size();
-  return pending ? rounding_ + block_variance(products_, static_cast<double>(pending), block_weight_, weight_) : rounding_;
-}
-
-template <class Use>
-void Accumulator::read(Use use) const {
-  if (settled_) return use(*store_, shift_);
-  PerView shift;
-  for (const View& view : views_) shift.emplace_back(view.width);
-  choose_shift_of_head(&shift);
-  const auto store = MomentStore::create(views_, pairs_, products_, kernels_);
-  store->set_shift(shift);
-  store->append(borrow_all(head_.values, views_, head_.roots.size()), 0, head_.roots.size(), head_.roots.data(), 1);
-  use(*store, shift);
-}
-
-// ---------------------------------------------------------------- results
-
-// A forked child may read what it inherited, without the threads that it lacks. Nor are threads woken for
-// matrices that one core reads in milliseconds: OpenBLAS's threads spin for 0.1 s after each of their jobs, and a
-// team of OpenMP that meets them waits for a core (docs/performance.md).
-int Accumulator::reading_threads(std::size_t elements) const {
-  constexpr std::size_t few = 1 << 22;
-  return elements < few || static_cast<long>(getpid()) != kProcessAtLoad ? 1 : threads_;
-}
-
-void Accumulator::mean(std::size_t view, double* out) const {
-  const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  read([&](const MomentStore& store, const PerView& shift) {
-    std::vector<double> squares(views_[view].width);
-    store.read_columns(view, true, out, squares.data());
-    for (std::size_t c = 0; c < views_[view].width; ++c) out[c] = shift[view][c] + out[c] / weight_;
-  });
-}
-
-void Accumulator::covariance(std::size_t pair, double ddof, double* out, Uncertainty* uncertainty) const {
-  const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  const std::size_t row_view = pairs_[pair].row_view, col_view = pairs_[pair].col_view;
-  const std::size_t height = views_[row_view].width, width = views_[col_view].width;
-  read([&](const MomentStore& store, const PerView&) {
-    std::vector<double> row_sums(height), col_sums(width), squares(std::max(height, width));
-    store.read_pair(pair, true, out, reading_threads(height * width));
-    store.read_columns(row_view, true, row_sums.data(), squares.data());
-    store.read_columns(col_view, true, col_sums.data(), squares.data());
-    const double divisor = weight_ - ddof;
-    if (uncertainty && row_view == col_view) observe_rounding(out, width + 1, squares.data(), divisor, uncertainty);
-    for (double& sum : col_sums) sum /= weight_;
-    const bool symmetric = row_view == col_view;
-    const int threads = reading_threads(height * width);
-    const auto rows = static_cast<std::ptrdiff_t>(height);
-#pragma omp parallel for schedule(dynamic, 64) num_threads(thread_count(threads))
-    for (std::ptrdiff_t i = 0; i < rows; ++i) {
-      const auto r = static_cast<std::size_t>(i);
-      double* row = out + r * width;
-      for (std::size_t c = symmetric ? r : 0; c < width; ++c) row[c] = (row[c] - row_sums[r] * col_sums[c]) / divisor;
-    }
-    if (symmetric) mirror(out, width, threads);
-  });
-}
-
-// The model assumes that roundings are independent. Rows that repeat, few distinct values and heavy tails
-// break that, so the error of the diagonal is measured against the squares summed in float64, and what was
-// observed counts where it is more: its root mean square for all neurons, its size for the neuron itself.
-void Accumulator::observe_rounding(const double* diagonal, std::size_t stride, const double* squares, double divisor,
-                                   Uncertainty* uncertainty) const {
-  const std::size_t width = uncertainty->raw.size();
-  std::vector<double> observed(width, 0.0);
-  double total = 0, live = 0;
-  for (std::size_t i = 0; i < width; ++i) {
-    if (!(squares[i] > 0)) continue;
-    observed[i] = std::fabs(diagonal[i * stride] - squares[i]) / squares[i];
-    total += square(observed[i]);
-    ++live;
-  }
-  const double model = rounding_with_pending() / square(weight_) + square(2 * kUnit64);
-  const double relative = std::sqrt(std::max(model, live > 0 ? total / live : 0.0));
-  // Products below the smallest normal number lose digits that no relative error speaks of.
-  const double underflow = smallest_step(products_) * static_cast<double>(rows_) / divisor / relative;
-  for (std::size_t i = 0; i < width; ++i) {
-    uncertainty->raw[i] = std::max(squares[i] / divisor * std::max(1.0, observed[i] / relative), underflow);
-  }
-  uncertainty->relative = relative;
-  uncertainty->rows = row_unit_;
-}
-
-std::uint64_t Accumulator::rows() const {
-  const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  return rows_;
-}
-
-double Accumulator::weight() const {
-  const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  return weight_;
-}
-
-std::uint64_t Accumulator::skipped() const {
-  const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  return skipped_;
-}
-
-bool Accumulator::started() const {
-  const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  return started_;
-}
-
-Products Accumulator::products() const {
-  const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  return products_;
+  return block_rows_ ? rounding_ + block_variance(products_, static_cast<double>(block_rows_), block_weight_, weight_) : rounding_;
 }
 
 }  // namespace streamcca

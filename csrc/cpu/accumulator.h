@@ -100,6 +100,9 @@ class Accumulator {
   void check_shapes(const std::vector<Rows>& rows) const;
   Products products_for(const std::vector<Rows>& rows) const;
   std::vector<double> largest_shifts() const;
+  bool copy_is_cheaper_than(const std::vector<Rows>& rows) const;
+  void save_checkpoint();
+  std::size_t rows_to_take(std::size_t available) const;
   void start(Products products);
   void consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights,
                const std::function<void()>& between_blocks);
@@ -107,6 +110,7 @@ class Accumulator {
   void count_rows(std::size_t first, std::size_t count, const double* weights);
   void settle();
   void flush();
+  void close_block();
   void clear();
   void assign(const Accumulator& other);
   double rounding_with_pending() const;
@@ -130,15 +134,17 @@ class Accumulator {
   bool settled_ = false;
   Products products_ = Products::f32;
   std::unique_ptr<MomentStore> store_;
+  std::unique_ptr<Accumulator> checkpoint_;  // as it was before a long batch; its memory is kept
   Head head_;
   std::vector<Rows> head_rows_;  // settle() points them at the head without allocating
   PerView shift_;
   std::uint64_t rows_ = 0;
   std::uint64_t skipped_ = 0;
   double weight_ = 0;
-  double block_weight_ = 0;  // of the pending rows
-  double row_unit_ = 1;      // unit roundoff of the finest rows seen
-  double rounding_ = 0;      // sum of the variances of the blocks' errors, each times the block's weight squared
+  std::uint64_t block_rows_ = 0;  // pending
+  double block_weight_ = 0;       // of the pending rows
+  double row_unit_ = 1;           // unit roundoff of the finest rows seen
+  double rounding_ = 0;           // sum of the variances of the blocks' errors, each times the block's weight squared
 };
 
 }  // namespace streamcca

@@ -1,11 +1,17 @@
-// What the two source files of Accumulator share.
+// What the source files of Accumulator share.
 #pragma once
+#include <unistd.h>
+
 #include <vector>
 
 #include "core/error.h"
 #include "cpu/accumulator.h"
 
 namespace streamcca {
+
+inline const long kProcessAtLoad = static_cast<long>(getpid());
+
+inline double square(double x) { return x * x; }
 
 inline Rows borrow(const std::vector<double>& values, std::size_t rows, std::size_t width) {
   const auto size = static_cast<std::ptrdiff_t>(sizeof(double));

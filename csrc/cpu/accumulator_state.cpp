@@ -167,6 +167,7 @@ void Accumulator::restore(const State& state) {
   fresh.rows_ = state.rows;
   fresh.skipped_ = state.skipped;
   fresh.weight_ = state.weight;
+  fresh.block_rows_ = state.roots.size();
   fresh.block_weight_ = state.block_weight;
   fresh.rounding_ = state.rounding;
   fresh.row_unit_ = state.row_unit;

@@ -5,8 +5,10 @@
 // AVX-512 could be the copy that the linker keeps for everybody (one-definition rule), and then an older
 // CPU dies of an illegal instruction in code that has nothing to do with the kernels.
 //
-// Packed panel: rows of `panel` values, row after row, aligned to a vector of the level; panels follow each
-// other at a constant stride. Columns past the width of a view are zero. T is the type in which products are formed.
+// Packed rows: the columns of a view form groups that fill a cache line each (16 of float32, 8 of float64). The rows
+// of one group follow each other line after line; groups follow at a constant stride, aligned to a line. Both
+// operands of a product are read from this one copy. Columns past the width of a view are zero. T is the type in
+// which products are formed.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -21,31 +23,40 @@ struct PackSource {
   size_t cols;
 };
 
+constexpr size_t kLineBytes = 64;
+constexpr size_t kLargestVectors = 3;
+
+template <class T>
+constexpr size_t kGroup = kLineBytes / sizeof(T);  // columns in one line
+
 template <class T>
 struct ProductKernels {
-  size_t lanes;  // values in one vector
-  size_t panel;  // columns in a packed panel
-  size_t slice;  // rows of a tile
+  size_t lanes;    // values in one vector
+  size_t vectors;  // vectors across a tile, at most
+  size_t slice;    // rows of a tile
 
-  // out[r * vectors * lanes + c] += sum over k < depth of rows[k * panel + r] * columns[k * panel + c],
-  // r < slice, c < vectors * lanes, vectors * lanes <= panel.
+  // out[r * vectors * lanes + c * lanes + l] += sum over k < depth of rows[k * kGroup + r] * columns[c][k * kGroup + l],
+  // r < slice, c < vectors, l < lanes.
   // The sum over k is one chain of multiply-adds in T (fused from the avx2 level on), k ascending, then
   // one addition in float64: error <= depth * u_T * sum |rows * columns| + u_64 * |out|.
-  // `columns` and `out` are aligned to a vector; `rows` may point into the same panel; `out` aliases neither.
-  void (*tile)(size_t depth, const T* columns, size_t vectors, const T* rows, double* out);
+  // columns[c] and `out` are aligned to a vector, `rows` to an element; the operands may overlap; `out` aliases neither.
+  // `ahead`: depth / 4 lines from here on will be wanted soon; they are called into the second-level cache, which never
+  // faults, wherever it points.
+  void (*tile)(size_t depth, const T* const* columns, size_t vectors, const T* rows, double* out, const void* ahead);
 
-  // Rows into panels: out[p * panel_stride + k * panel + c] = T(x[k][p * panel + c] - shift[p * panel + c])
-  // * roots[k], for k < rows. One rounding for the difference (float64 rows: in float64, then to T), one for
-  // the product with `roots`, which may be null (all ones). Source type is the index (DType order); any strides, also misaligned.
-  // Padding columns are left as they are. `shift` has `cols` entries, each exactly representable in T.
-  void (*pack[4])(const PackSource* source, const T* shift, const double* roots, T* out, size_t panel_stride);
+  // Rows into groups: out[g * group_stride + k * kGroup + c] = T(x[k][g * kGroup + c] - shift[g * kGroup + c])
+  // * roots[k], for k < rows, and zero past the last column. One rounding for the difference (float64 rows: in
+  // float64, then to T), one for the product with `roots`, which may be null (all ones). Source type is the index (DType
+  // order); any strides, also misaligned. `shift` has an entry for every column of the groups, each exactly
+  // representable in T; zero past the last column.
+  // What was written, p, is also summed, in float64, k ascending, into `sums` and `squares` (an entry for every column of
+  // the groups): sums += roots * p, squares += p^2. The squares are the diagonal of the product once more, without
+  // rounding in T: the difference to the tiles' diagonal is the rounding that really happened.
+  void (*pack[4])(const PackSource* source, const T* shift, const double* roots, T* out, size_t group_stride, double* sums,
+                  double* squares);
 
-  // Over k < depth, ascending, in float64, for c < panel:
-  //   sums[c]    += sum of roots[k] * columns[k * panel + c]   (`roots` may be null: all ones)
-  //   squares[c] += sum of columns[k * panel + c]^2
-  // The squares are the diagonal of the product once more, without rounding in T: the difference to the
-  // tiles' diagonal is the rounding that really happened.
-  void (*column_moments)(size_t depth, const T* columns, const double* roots, double* sums, double* squares);
+  // The sums of one group of packed rows alone, the same bits as from `pack`.
+  void (*sum_columns)(const T* group, size_t rows, const double* roots, double* sums, double* squares);
 };
 
 struct KernelTable {

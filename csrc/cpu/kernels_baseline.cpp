@@ -1,5 +1,5 @@
 #define STREAMCCA_LEVEL baseline
 #define STREAMCCA_VECTOR_BYTES 16
-#define STREAMCCA_PANEL_VECTORS 2
+#define STREAMCCA_VECTORS 2
 #define STREAMCCA_SLICE 4
 #include "cpu/kernels.inc"

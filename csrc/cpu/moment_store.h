@@ -1,13 +1,14 @@
 // Shifted sums and squares of every view, shifted second moments of the wanted pairs, and the block that is
 // being filled. Knows nothing of weights' meaning, bad values or files: accumulator.h does.
 //
-//   sums[a]    = sum_i roots_i * p_i           (p: packed row, (x - shift) times its root)
+//   sums[a]    = sum_i roots_i * p_i           (p: packed row, (x - shift) times its root; block by block)
 //   squares[a] = sum_i p_i^2, entry by entry   (the diagonal of state[a,a], formed in float64)
 //   state[a,b] = sum_i p_i q_i'
 //
-// A block of `depth` rows is packed in the product type; when it is full, every tile of the schedule takes
-// its product in one go. Threads own tiles, so neither their number nor the cut of the rows into batches
-// changes a bit. Once reserve() and set_shift() have returned, only read_* with pending rows allocates.
+// Rows are packed in the product type; when a block of `depth` rows is full, or several are, every tile of the schedule
+// takes the product of each block, one after the other. Threads own tiles, so neither their number, nor the cut of the
+// rows into batches, nor how many blocks were waiting changes a bit. Once reserve() and set_shift() have returned, only read_* with pending
+// rows allocates.
 #pragma once
 #include <cstddef>
 #include <memory>
@@ -28,12 +29,18 @@ constexpr double unit_roundoff(Products products) { return products == Products:
 constexpr double smallest_step(Products products) { return products == Products::f32 ? 1.401298464324817e-45 : 4.9406564584124654e-324; }
 
 // Rows per block. A constant of the product type, kept with the state: bits must not depend on caches.
-// 48 columns x 256 rows of float32 fill a 48 KB first-level cache; shorter blocks touch the float64 state
-// more often, deeper ones lengthen the float32 chains.
+// Shorter blocks touch the float64 state more often, deeper ones lengthen the float32 chains (512 rows were no faster).
 constexpr std::size_t block_depth(Products) { return 256; }
 
 // One vector per view.
 using PerView = std::vector<std::vector<double>>;
+
+// The rows that will be appended next, if any: they are called into the cache while the present ones are multiplied.
+struct Upcoming {
+  const std::vector<Rows>* rows = nullptr;
+  std::size_t first = 0;
+  std::size_t count = 0;
+};
 
 class MomentStore {
  public:
@@ -43,6 +50,8 @@ class MomentStore {
   static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products, const KernelTable& kernels);
   virtual ~MomentStore() = default;
   virtual std::unique_ptr<MomentStore> clone() const = 0;
+  // this := other, of the same configuration, without allocating if the state of both is reserved.
+  virtual void assign(const MomentStore& other) = 0;
 
   // Allocates the state now, so that a later flush cannot fail.
   void reserve();
@@ -50,18 +59,22 @@ class MomentStore {
   void clear();
   // Each value must be exactly representable in the product type. Applies to rows appended later.
   virtual void set_shift(const PerView& shift) = 0;
-  std::size_t free_rows() const { return depth_ - fill_; }
   std::size_t pending_rows() const { return fill_; }
+  // How many of `available` rows to append next: all if they leave the first block unfilled, else as many as fill some
+  // blocks to the brim. If has_full_block() then, flush.
+  std::size_t rows_to_append(std::size_t available) const;
+  bool has_full_block() const { return fill_ >= depth_; }
 
-  // Packs rows[first, first + count) of every view; count <= free_rows(). `roots` (square roots of the rows'
+  // Packs rows[first, first + count) of every view; count <= rows_to_append(count). `roots` (square roots of the rows'
   // weights, `count` of them) may be null.
   virtual void append(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads) = 0;
-  // Adds the pending rows into sums, squares and state, and empties the block.
-  virtual void flush(int threads) = 0;
+  // Adds the pending rows into the state, also those of an unfilled block.
+  virtual void flush(int threads, Upcoming upcoming = {}) = 0;
+  std::size_t state_bytes() const { return schedule_.state_size() * sizeof(double); }
 
   // Sums and squares of one view, moments of one pair, with or without the pending rows; the store does not
   // change. read_pair writes row_width x col_width values, row-major; of a view with itself the upper triangle.
-  virtual void read_columns(std::size_t view, bool with_pending, double* sums, double* squares) const = 0;
+  void read_columns(std::size_t view, bool with_pending, double* sums, double* squares) const;
   virtual void read_pair(std::size_t pair, bool with_pending, double* out, int threads) const = 0;
 
   // Adds what read_columns and read_pair give.
@@ -71,15 +84,16 @@ class MomentStore {
   // The packed rows of one view, row-major (pending_rows() x width), and their roots.
   virtual void read_pending(std::size_t view, double* out) const = 0;
   std::vector<double> pending_roots() const;
-  // The inverse, into an empty block with a shift of zero: the same bits.
-  void restore_pending(const std::vector<Rows>& rows, const std::vector<double>& roots);
+  // The inverse, into an empty store with a shift of zero: the same bits.
+  virtual void restore_pending(const std::vector<Rows>& rows, const std::vector<double>& roots) = 0;
 
-  // Moves the origin of every view by -delta: p becomes p + delta. Needs an empty block.
+  // Moves the origin of every view by -delta: p becomes p + delta. Needs that no rows are pending.
   void rebase(const PerView& delta, double weight, int threads);
 
  protected:
-  MomentStore(const std::vector<View>& views, const std::vector<Pair>& pairs, Geometry geometry, std::size_t depth);
+  MomentStore(const std::vector<View>& views, const std::vector<Pair>& pairs, Geometry geometry, std::size_t depth, std::size_t blocks);
   MomentStore(const MomentStore&) = default;
+  MomentStore& operator=(const MomentStore&) = default;
 
   // Calls visit(row, column, value&) for every stored entry inside the pair's true widths: of a view with
   // itself those right of the diagonal, and some left of it. Strips run in parallel.
@@ -90,12 +104,13 @@ class MomentStore {
   std::vector<Pair> pairs_;
   Schedule schedule_;
   std::size_t depth_;
+  std::size_t blocks_;  // that can be pending at once
   std::size_t fill_ = 0;
-  bool weighted_ = false;         // a row of the current block may have a root other than 1
-  std::vector<double> roots_;     // depth entries
-  AlignedArray<double> sums_;     // per panel, all views
-  AlignedArray<double> squares_;  // likewise
-  AlignedArray<double> state_;    // tiles in schedule order; empty until reserve()
+  std::vector<double> roots_;  // of the pending rows
+  // Columns of all groups of all views: of the full blocks, and of the one that is being filled.
+  AlignedArray<double> sums_, squares_;
+  AlignedArray<double> block_sums_, block_squares_;
+  AlignedArray<double> state_;  // tiles in schedule order; empty until reserve()
 };
 
 }  // namespace streamcca

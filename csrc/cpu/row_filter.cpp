@@ -38,16 +38,15 @@ std::uint64_t limit_bits(DType dtype, double limit) {
   return 0;
 }
 
+// Threads share out the columns, as in packing, which then finds them in its cache.
 std::uint64_t largest_in(const Rows& rows, Run run, const KernelTable& kernels, int threads) {
   const auto kernel = kernels.largest_magnitude[static_cast<std::size_t>(rows.dtype)];
   const int team = run.count * rows.cols < kParallelElements ? 1 : thread_count(threads);
-  const std::size_t share = run.count / static_cast<std::size_t>(team) + 1;
   std::uint64_t largest = 0;
 #pragma omp parallel for schedule(static) num_threads(team) reduction(max : largest) if (team > 1)
-  for (std::ptrdiff_t t = 0; t < team; ++t) {
-    const std::size_t begin = std::min(run.count, static_cast<std::size_t>(t) * share);
-    const std::size_t end = std::min(run.count, begin + share);
-    const PackSource source{rows.row(run.first + begin), rows.row_stride, rows.col_stride, end - begin, rows.cols};
+  for (int t = 0; t < team; ++t) {
+    const auto part = [&](int i) { return rows.cols * static_cast<std::size_t>(i) / static_cast<std::size_t>(team); };
+    const PackSource source{rows.element(run.first, part(t)), rows.row_stride, rows.col_stride, run.count, part(t + 1) - part(t)};
     largest = std::max(largest, kernel(&source));
   }
   return largest;
@@ -91,14 +90,14 @@ void check_weight(double weight, std::size_t row) {
   throw Error(ErrorKind::value, text.str());
 }
 
-std::vector<Run> runs_of(const std::vector<bool>& keep) {
+std::vector<Run> runs_of(const std::vector<bool>& keep, std::size_t first) {
   std::vector<Run> runs;
   for (std::size_t i = 0; i < keep.size(); ++i) {
     if (!keep[i]) continue;
-    if (!runs.empty() && runs.back().first + runs.back().count == i) {
+    if (!runs.empty() && runs.back().first + runs.back().count == first + i) {
       ++runs.back().count;
     } else {
-      runs.push_back({i, 1});
+      runs.push_back({first + i, 1});
     }
   }
   return runs;
@@ -106,21 +105,23 @@ std::vector<Run> runs_of(const std::vector<bool>& keep) {
 
 }  // namespace
 
-Selection select_rows(const std::vector<Rows>& rows, const double* weights, const FilterContext& context) {
-  const std::size_t count = rows.front().rows;
+double check_weights(const double* weights, std::size_t count) {
+  double largest = 1;
+  for (std::size_t i = 0; weights && i < count; ++i) {
+    check_weight(weights[i], i);
+    largest = std::max(largest, weights[i]);
+  }
+  return largest;
+}
+
+Selection select_rows(const std::vector<Rows>& rows, Run piece, const double* weights, const FilterContext& context) {
   Selection result;
   std::vector<bool> keep;
-  double largest_weight = 1;
   if (weights) {
-    keep.resize(count);
-    for (std::size_t i = 0; i < count; ++i) {
-      check_weight(weights[i], i);
-      keep[i] = weights[i] > 0;
-      largest_weight = std::max(largest_weight, weights[i]);
-    }
-    result.runs = runs_of(keep);
-  } else if (count) {
-    result.runs.push_back({0, count});
+    for (std::size_t i = 0; i < piece.count; ++i) keep.push_back(weights[piece.first + i] > 0);
+    result.runs = runs_of(keep, piece.first);
+  } else if (piece.count) {
+    result.runs.push_back(piece);
   }
   if (context.nonfinite == NonFinite::propagate) return result;
 
@@ -128,9 +129,9 @@ Selection select_rows(const std::vector<Rows>& rows, const double* weights, cons
   // and as long as the shift is not fixed it may become as large as any x.
   std::vector<double> limits;
   bool any_bad = false;
-  const double total_weight = context.weight_before + static_cast<double>(count) * largest_weight;
+  const double total_weight = context.weight_before + static_cast<double>(rows.front().rows) * context.largest_weight;
   const double packed =
-      context.products == Products::f32 ? kLargest32 / std::sqrt(largest_weight) : std::sqrt(kLargestSum64 / total_weight);
+      context.products == Products::f32 ? kLargest32 / std::sqrt(context.largest_weight) : std::sqrt(kLargestSum64 / total_weight);
   for (std::size_t view = 0; view < rows.size(); ++view) {
     limits.push_back(context.shifts.empty() ? packed / 2 : std::max(0.0, packed - context.shifts[view]));
     const std::uint64_t limit = limit_bits(rows[view].dtype, limits.back());
@@ -138,18 +139,18 @@ Selection select_rows(const std::vector<Rows>& rows, const double* weights, cons
   }
   if (!any_bad) return result;
 
-  if (keep.empty()) keep.assign(count, true);
-  for (std::size_t i = 0; i < count; ++i) {
+  if (keep.empty()) keep.assign(piece.count, true);
+  for (std::size_t i = 0; i < piece.count; ++i) {
     bool bad = false;
     for (std::size_t view = 0; view < rows.size() && keep[i]; ++view) {
-      bad = is_bad_row(rows[view], view, i, limits[view], context) || bad;
+      bad = is_bad_row(rows[view], view, piece.first + i, limits[view], context) || bad;
     }
     if (bad) {
       keep[i] = false;
       ++result.skipped;
     }
   }
-  result.runs = runs_of(keep);
+  result.runs = runs_of(keep, piece.first);
   return result;
 }
 

@@ -29,13 +29,17 @@ struct FilterContext {
   const KernelTable& kernels;
   Products products;
   NonFinite nonfinite;
-  const std::vector<double>& shifts;  // largest magnitude of each view's shift; empty if not fixed yet
-  std::uint64_t rows_before;          // for messages: rows counted before this batch
-  double weight_before;
+  std::vector<double> shifts;  // largest magnitude of each view's shift; empty if not fixed yet
+  std::uint64_t rows_before;   // for messages: rows counted before this batch
+  double weight_before;        // of the rows counted before this batch
+  double largest_weight;       // of this batch
   int threads;
 };
 
-// Throws Error (value: bad weight or too large a value; nonfinite: NaN or infinity under `raise`).
-Selection select_rows(const std::vector<Rows>& rows, const double* weights, const FilterContext& context);
+// Of a whole batch, at least 1; throws Error (value) for a bad weight.
+double check_weights(const double* weights, std::size_t count);
+
+// Which rows of a piece of the batch take part. Throws Error (value: too large a value; nonfinite: NaN or infinity under `raise`).
+Selection select_rows(const std::vector<Rows>& rows, Run piece, const double* weights, const FilterContext& context);
 
 }  // namespace streamcca

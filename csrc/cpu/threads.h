@@ -19,6 +19,14 @@ inline int thread_count(int requested) {
 #endif
 }
 
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
 // Whether a team of threads pays. Starting one costs microseconds; but where something else holds the cores (OpenBLAS's
 // threads spin for 0.1 s after each job), the team waits whole time slices for its last member, and one thread
 // alone is faster: seen are 60 ms instead of 1.5 ms for an update after a small SVCCA on two cores. So a team
