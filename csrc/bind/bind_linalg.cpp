@@ -49,6 +49,7 @@ void take(const py::dict& capsules, const char* routine, const std::string& expe
 void load_lapack(const py::dict& capsules) {
   Lapack l{};
   take(capsules, "dgemm", "cciiiddididdi", &l.dgemm);
+  take(capsules, "dsyrk", "cciiddiddi", &l.dsyrk);
   take(capsules, "dsytrd", "cididdddii", &l.dsytrd);
   take(capsules, "dsterf", "iddi", &l.dsterf);
   take(capsules, "dstemr", "cciddddiiiddiiiidiiii", &l.dstemr);

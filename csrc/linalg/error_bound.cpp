@@ -49,7 +49,6 @@ struct Side {
   }
 };
 
-double sum_of_squares(const Matrix& m) { return std::inner_product(m.values.begin(), m.values.end(), m.values.begin(), 0.0); }
 
 // Fixed pseudo-random signs: E |G z|^2 = |G|_F^2, so a few products with vectors measure a gradient
 // that is never formed (Hutchinson). Fixed, so that equal moments give equal bounds.

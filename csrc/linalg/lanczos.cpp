@@ -112,8 +112,7 @@ std::size_t wanted_count(const std::vector<double>& values, const Wanted& wanted
 // At least so many are needed: by Cauchy and Schwarz, k eigenvalues sum to at most sqrt(k) times the norm.
 double fewest_possible(const Matrix& a, const Wanted& wanted) {
   if (wanted.count) return static_cast<double>(wanted.count);
-  const double squares = std::inner_product(a.values.begin(), a.values.end(), a.values.begin(), 0.0);
-  return wanted.sum * wanted.sum / squares;
+  return wanted.sum * wanted.sum / sum_of_squares(a);
 }
 
 // How many will be needed, judged by the Ritz values that have settled: the others are not larger than the last of these.
@@ -128,9 +127,11 @@ double expected_count(const std::vector<double>& values, const std::vector<doubl
 // Whether no eigenvalue of a, other than those of the vectors found, exceeds `level`.
 bool none_above(const Lapack& lapack, const Matrix& a, const LeadingPairs& found, double level) {
   Matrix scaled = found.vectors;
-  scale_columns(&scaled, found.eigenvalues);
-  Matrix shifted = multiply(lapack, scaled, transpose(found.vectors));
-  subtract(&shifted, a);
+  std::vector<double> roots;
+  for (std::size_t i = 0; i < scaled.cols; ++i) roots.push_back(std::sqrt(found.eigenvalues[i]));
+  scale_columns(&scaled, roots);
+  Matrix shifted = a;
+  outer_product_minus(lapack, scaled, &shifted);
   for (std::size_t i = 0; i < a.rows; ++i) shifted.column(i)[i] += level;
   return has_cholesky_factor(lapack, std::move(shifted));
 }

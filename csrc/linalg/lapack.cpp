@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <numeric>
 #include <string>
 
 #include "core/error.h"
@@ -116,6 +117,20 @@ constexpr std::size_t kManyFrom = 8;  // d / 8
 Matrix multiply(const Lapack& lapack, const Matrix& a, const Matrix& b) { return product(lapack, 'N', a, b, a.rows, a.cols); }
 
 Matrix multiply_transposed(const Lapack& lapack, const Matrix& a, const Matrix& b) { return product(lapack, 'T', a, b, a.cols, a.rows); }
+
+void outer_product_minus(const Lapack& lapack, const Matrix& a, Matrix* c) {
+  char uplo = 'L', plain = 'N';
+  int n = lapack_int(a.rows), k = lapack_int(a.cols);
+  double one = 1, minus_one = -1;
+  lapack.dsyrk(&uplo, &plain, &n, &k, &one, const_cast<double*>(a.values.data()), &n, &minus_one, c->values.data(), &n);
+}
+
+// In eight chains: one would wait for each addition.
+double sum_of_squares(const Matrix& m) {
+  double sums[8] = {};
+  for (std::size_t i = 0; i < m.values.size(); ++i) sums[i % 8] += m.values[i] * m.values[i];
+  return std::accumulate(sums, sums + 8, 0.0);
+}
 
 Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count) {
   Matrix part(m.rows, count);

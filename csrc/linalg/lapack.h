@@ -11,6 +11,7 @@ namespace streamcca {
 
 struct Lapack {
   void (*dgemm)(char*, char*, int*, int*, int*, double*, double*, int*, double*, int*, double*, double*, int*);
+  void (*dsyrk)(char*, char*, int*, int*, double*, double*, int*, double*, double*, int*);
   void (*dsytrd)(char*, int*, double*, int*, double*, double*, double*, double*, int*, int*);
   void (*dsterf)(int*, double*, double*, int*);
   void (*dstemr)(char*, char*, int*, double*, double*, double*, double*, int*, int*, int*, double*, double*, int*, int*, int*, int*,
@@ -37,6 +38,9 @@ struct Matrix {
 
 Matrix multiply(const Lapack& lapack, const Matrix& a, const Matrix& b);             // a b
 Matrix multiply_transposed(const Lapack& lapack, const Matrix& a, const Matrix& b);  // a' b
+// Lower triangle of c := a a' - c, for symmetric c.
+void outer_product_minus(const Lapack& lapack, const Matrix& a, Matrix* c);
+double sum_of_squares(const Matrix& m);
 Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count);            // a copy
 Matrix transpose(const Matrix& m);
 // diag(factors) m and m diag(factors), in place.
@@ -45,7 +49,7 @@ void scale_columns(Matrix* m, const std::vector<double>& factors);
 
 // Columns of the tall matrix m become orthonormal, by Householder reflections; returns the triangular factor r of m = q r.
 Matrix orthonormalize(const Lapack& lapack, Matrix* m);
-// Whether the symmetric matrix a is positive definite, as far as float64 can tell.
+// Whether the symmetric matrix a, of which the lower triangle is read, is positive definite, as far as float64 can tell.
 bool has_cholesky_factor(const Lapack& lapack, Matrix a);
 
 // All eigenvalues of the symmetric matrix a, ascending, and what is needed to get eigenvectors later.

@@ -24,11 +24,10 @@ double sum(const std::vector<double>& v) { return std::accumulate(v.begin(), v.e
 std::vector<bool> live_neurons(Matrix* c, CovarianceError* error) {
   std::vector<bool> live(c->rows);
   for (std::size_t i = 0; i < c->rows; ++i) live[i] = c->column(i)[i] > kSafety * std::max(error->relative, kUnit64) * error->raw[i];
-  for (std::size_t j = 0; j < c->rows; ++j) {
-    for (std::size_t i = 0; i < c->rows; ++i) {
-      if (!live[i] || !live[j]) c->column(j)[i] = 0;
-    }
-    if (!live[j]) error->raw[j] = 0;
+  for (std::size_t dead = 0; dead < c->rows; ++dead) {
+    if (live[dead]) continue;
+    for (std::size_t i = 0; i < c->rows; ++i) c->column(dead)[i] = c->column(i)[dead] = 0;
+    error->raw[dead] = 0;
   }
   return live;
 }
@@ -49,6 +48,13 @@ std::vector<double> unit_diagonal_scale(const Matrix& c, const std::vector<bool>
 // One power of two that brings the mean variance to about 1, exactly: squares and quotients of eigenvalues
 // further on can then neither overflow nor vanish, whatever the unit of the rows.
 double order_one_scale(const Matrix& c) { return std::exp2(std::nearbyint(0.5 * std::log2(trace_of(c) / static_cast<double>(c.rows)))); }
+
+// By one power of two: exact, hence by products with its inverse.
+void divide(Matrix* c, CovarianceError* error, double unit) {
+  const double inverse = 1 / unit;
+  for (double& value : c->values) value = value * inverse * inverse;
+  for (double& raw : error->raw) raw = raw * inverse * inverse;
+}
 
 void divide(Matrix* c, CovarianceError* error, const std::vector<double>& scale) {
   const auto quotient = [](double value, double a, double b) { return a > 0 && b > 0 ? value / a / b : 0; };
@@ -208,11 +214,12 @@ TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError 
   for (std::size_t i = 0; i < view.width; ++i) covariance.column(i)[i] += live[i] ? amount : 0;
   if (rule.kind == RuleKind::full) {
     view.scale = unit_diagonal_scale(covariance, live);
+    divide(&covariance, &view.error, view.scale);
   } else {
     view.unit = order_one_scale(covariance);
     view.scale.assign(view.width, view.unit);
+    divide(&covariance, &view.error, view.unit);
   }
-  divide(&covariance, &view.error, view.scale);
 
   view.trace = trace_of(covariance);
   if (!cut_leading(lapack, covariance, rule, &view)) cut_whole(lapack, covariance, rule, &view);

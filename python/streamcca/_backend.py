@@ -53,7 +53,7 @@ def _load_lapack() -> None:
         from scipy.linalg import cython_blas, cython_lapack
 
         capsules = {name: cython_lapack.__pyx_capi__[name] for name in _LAPACK}
-        capsules["dgemm"] = cython_blas.__pyx_capi__["dgemm"]
+        capsules |= {name: cython_blas.__pyx_capi__[name] for name in ("dgemm", "dsyrk")}
         _core.load_lapack(capsules)
         _loaded = True
 
