@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cases, files, machine, report
+from benchmarks import accuracy, cases, files, machine, report
 
 
 def _count(text: str) -> int:
@@ -20,7 +20,8 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
-    parser.add_argument("which", choices=("covariance", "truncation", "svcca", "files", "readme"))
+    known = ("covariance", "truncation", "svcca", "files", "accuracy", "readme")
+    parser.add_argument("which", nargs="+", choices=known, metavar="WHICH", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
     parser.add_argument("--rounds", type=_count, help="rounds of a race (odd is best; 9, quick 3, files 3)")
     parser.add_argument("--only", default="", help="only the cases whose name has this in it, such as '2048 float32'")
@@ -29,15 +30,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _results(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    if args.which == "files":
+def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    if which == "files":
         size = {"repeats": 4, "width": 64, "block_rows": 4000} if args.quick else {"repeats": 32, "width": 1024}
         results = [files.run_files(folder, rounds=args.rounds or (1 if args.quick else 3), **size)]
         print(files.format_files(results[0], bars=not args.quick), flush=True)
         return results
-    chosen = [case for case in cases.cases(args.which, args.quick) if args.only in case.name]
+    if which == "accuracy":
+        widths = (96,) if args.quick else (512, 4096)
+        rounds = args.rounds or (1 if args.quick else 9)
+        return [r for width in widths for r in accuracy.run_accuracy(1024 if args.quick else 8192, width, rounds)]
+    chosen = [case for case in cases.cases(which, args.quick) if args.only in case.name]
     if not chosen:
-        raise SystemExit(f"--only: no case of {args.which} has {args.only!r} in its name")
+        raise SystemExit(f"--only: no case of {which} has {args.only!r} in its name")
     results = []
     for case in chosen:
         results.append(cases.run_case(case, folder, args.rounds or (3 if args.quick else 9)))
@@ -46,17 +51,20 @@ def _results(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run one benchmark, or print README's tables from the committed results."""
+    """Run some benchmarks, or draw README's picture and print its tables from the committed results."""
     args = _parser().parse_args()
     if args.json and not args.json.resolve().parent.is_dir():
         raise SystemExit(f"--json: there is no folder {args.json.resolve().parent}")
-    if args.which == "readme":
-        print("\n".join(report.markdown(Path(__file__).parent / "results")))
+    if "readme" in args.which:
+        results = report.committed()
+        print("\n".join(report.markdown(results)))
+        report.draw(results, report.PICTURE)
         return
     about = machine.describe()
     print(report.format_machine(about) + "\n", flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="streamcca-bench-") as folder:
-        results = _results(args, Path(folder))
+        results = [{"benchmark": w, **r} for w in args.which for r in _results(w, args, Path(folder))]
+    print(report.format_bars(results))
     if args.json:
         paths = ("--json", str(args.json), "--folder", str(args.folder))
         given = [a for a in sys.argv[1:] if a not in paths]

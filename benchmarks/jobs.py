@@ -14,19 +14,83 @@ Job = Callable[[], Any]
 VARIANCE = 0.99
 
 
+def _updates(x: Any, batches: list[Any] | None = None, **options: Any) -> Job:
+    """Form the moments of one view again and again in the same state, in one batch or several."""
+    from streamcca import Moments
+
+    moments = Moments({"x": (batches[0] if batches else x).shape[1]}, **options)
+
+    def run() -> Any:
+        moments.reset()
+        for batch in batches or [x]:
+            moments.update(x=batch)
+        return moments
+
+    return run
+
+
 def streamcca_moments(folder: Path) -> Job:
     """Form all second moments of a view in a float64 state, without taking the covariance out."""
+    return _updates(load(folder, "x"))
+
+
+def streamcca_float64_products(folder: Path) -> Job:
+    """Form the same with products in float64."""
+    return _updates(load(folder, "x"), precision="float64")
+
+
+def streamcca_bfloat16(folder: Path) -> Job:
+    """Form the same of bfloat16 rows."""
+    import torch
+
+    return _updates(torch.from_numpy(load(folder, "x")).bfloat16())
+
+
+def streamcca_one_thread(folder: Path) -> Job:
+    """Form the same on one thread."""
+    return _updates(load(folder, "x"), threads=1)
+
+
+def streamcca_batches_of_32(folder: Path) -> Job:
+    """Form the same in batches of 32 rows."""
+    x = load(folder, "x")
+    return _updates(x, [x[i : i + 32] for i in range(0, len(x), 32)])
+
+
+def streamcca_cross(folder: Path) -> Job:
+    """Second moments of a pair of views, and of neither view with itself."""
+    from streamcca import Moments
+
+    x, y = load(folder, "x"), load(folder, "y")
+    moments = Moments({"x": x.shape[1], "y": y.shape[1]}, pairs=[("x", "y")])
+
+    def run() -> Any:
+        moments.reset()
+        moments.update(x=x, y=y)
+        return moments
+
+    return run
+
+
+def streamcca_channels_first(folder: Path) -> Job:
+    """Moments of convolutional maps (n, channels, height, width), image by image, positions as rows."""
+    images = load(folder, "images")
+    return _updates(None, [image.reshape(len(image), -1).T for image in images])
+
+
+def streamcca_channels_last(folder: Path) -> Job:
+    """Take the same rows, as many at a time, stored row by row."""
+    images = load(folder, "images")
+    return _updates(None, [np.ascontiguousarray(image.reshape(len(image), -1).T) for image in images])
+
+
+def streamcca_one_update(folder: Path) -> Job:
+    """One update of a batch of 32 rows, in the mean over eight: after that a block is full and multiplied."""
     from streamcca import Moments
 
     x = load(folder, "x")
     moments = Moments({"x": x.shape[1]})
-
-    def run() -> Any:
-        moments.reset()
-        moments.update(x=x)
-        return moments
-
-    return run
+    return lambda: moments.update(x=x)
 
 
 def streamcca_covariance(folder: Path) -> Job:
@@ -53,6 +117,47 @@ def torch_product(folder: Path) -> Job:
 
     x = torch.from_numpy(load(folder, "x"))
     return lambda: torch.mm(x.T, x)
+
+
+def torch_product_bfloat16(folder: Path) -> Job:
+    """X'X of bfloat16 rows by torch; the result is bfloat16, too."""
+    import torch
+
+    x = torch.from_numpy(load(folder, "x")).bfloat16()
+    return lambda: torch.mm(x.T, x)
+
+
+def scipy_syrk(folder: Path) -> Job:
+    """X'X by BLAS's symmetric product, one triangle of it."""
+    from scipy.linalg import blas
+
+    x = load(folder, "x")
+    syrk = blas.ssyrk if x.dtype == np.float32 else blas.dsyrk
+    return lambda: syrk(1.0, x.T)
+
+
+def sklearn_incremental_pca(folder: Path) -> Job:
+    """scikit-learn's streaming PCA, all components, in its default batches of 5 d rows."""
+    from sklearn.decomposition import IncrementalPCA
+
+    x = load(folder, "x")
+    return lambda: IncrementalPCA().fit(x)
+
+
+def sklearnex_covariance(folder: Path) -> Job:
+    """scikit-learn-intelex's streaming covariance, in one batch."""
+    from sklearnex.covariance import IncrementalEmpiricalCovariance
+
+    x = load(folder, "x")
+    return lambda: IncrementalEmpiricalCovariance().partial_fit(x).covariance_
+
+
+def numkong_symmetric(folder: Path) -> Job:
+    """NumKong's symmetric dot products; they want columns as rows, and the transposition belongs to the job."""
+    import numkong
+
+    x = load(folder, "x")
+    return lambda: numkong.dots_symmetric(np.ascontiguousarray(x.T))
 
 
 def streamcca_truncate(folder: Path) -> Job:
@@ -164,6 +269,14 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     job.__name__: job
     for job in (
         streamcca_moments,
+        streamcca_float64_products,
+        streamcca_bfloat16,
+        streamcca_one_thread,
+        streamcca_batches_of_32,
+        streamcca_cross,
+        streamcca_channels_first,
+        streamcca_channels_last,
+        streamcca_one_update,
         streamcca_covariance,
         streamcca_svcca,
         streamcca_truncate,
@@ -174,7 +287,12 @@ JOBS: dict[str, Callable[[Path], Job]] = {
         numpy_svd,
         numpy_cov_eigh,
         numpy_product_eigh,
+        scipy_syrk,
+        sklearn_incremental_pca,
+        sklearnex_covariance,
+        numkong_symmetric,
         torch_product,
+        torch_product_bfloat16,
         torch_qr_svd,
     )
 }

@@ -11,6 +11,8 @@ from typing import Any
 from streamcca import _backend
 from streamcca.errors import StreamCCAError
 
+_PACKAGES = ("streamcca", "numpy", "scipy", "torch", "scikit-learn", "scikit-learn-intelex", "numkong")
+
 
 def _cpu() -> str:
     try:
@@ -51,5 +53,5 @@ def describe() -> dict[str, Any]:
         "compiler": _backend.COMPILER,
         "python": platform.python_version(),
         "revision": _revision(),
-        "versions": {name: _version(name) for name in ("streamcca", "numpy", "scipy", "torch")},
+        "versions": {name: _version(name) for name in _PACKAGES},
     }

@@ -1,4 +1,4 @@
-"""Contenders take turns; what counts is the median of the ratios inside one round."""
+"""Contenders take turns; what counts are medians of ratios inside one round."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 # Threads of OpenBLAS were seen to spin for 0.1 s after their last job, those of OpenMP for a few milliseconds; with
@@ -20,12 +19,17 @@ _REST = 0.25
 
 @dataclass(frozen=True)
 class Contender:
-    """A job under a label, and the environment variables it runs with."""
+    """A job under a label, and the environment variables it runs with.
+
+    `peak` is the type whose multiply-add peak it is held against, `threads` how many threads reach that (0: all).
+    """
 
     label: str
     job: str
     environment: tuple[tuple[str, str], ...] = ()
     every: int = 1  # takes part in every so-manieth round: the slow ones need fewer
+    peak: str = "float32"
+    threads: int = 0
 
 
 class Worker:
@@ -62,18 +66,18 @@ class Worker:
         self._process.communicate()
 
 
-def race(contenders: list[Contender], folder: Path, rounds: int, peak: str, answers: bool) -> dict[str, Any]:
-    """Time the contenders by turns, in another order each round; the first one also measures the machine's peak.
+def race(contenders: list[Contender], folder: Path, rounds: int, answers: bool) -> dict[str, Any]:
+    """Time the contenders by turns, in another order each round, each after a measurement of its peak.
 
     Returns
     -------
     dict
-        ``seconds`` (label to a list, None where a contender sat a round out), ``peak`` (GFLOP/s per round), ``blas``,
-        and ``answer`` (label to mean correlation and ranks) where they are asked for.
+        ``seconds`` and ``peak`` (GFLOP/s): label to a list, None where a contender sat a round out; ``blas``; and
+        ``answer`` (label to mean correlation and ranks) where they are asked for.
     """
     workers: list[Worker] = []
     seconds: dict[str, list[float | None]] = {c.label: [] for c in contenders}
-    peaks: list[float] = []
+    peaks: dict[str, list[float | None]] = {c.label: [] for c in contenders}
     try:
         for contender in contenders:  # one by one, so that those started are closed if the next one fails
             workers += [Worker(contender, folder)]
@@ -81,23 +85,14 @@ def race(contenders: list[Contender], folder: Path, rounds: int, peak: str, answ
         told = {question: {w.contender.label: w.ask(question) for w in workers} for question in questions}
         shuffled = random.Random(1)
         for r in range(rounds):
-            time.sleep(_REST)
-            peaks.append(workers[0].ask(f"peak {peak}"))
             for worker in shuffled.sample(workers, len(workers)):
-                takes_part = r % worker.contender.every == 0
-                time.sleep(_REST if takes_part else 0)
-                seconds[worker.contender.label].append(worker.ask("run") if takes_part else None)
+                c = worker.contender
+                takes_part = r % c.every == 0
+                if takes_part:
+                    time.sleep(_REST)
+                peaks[c.label].append(worker.ask(f"peak {c.peak} {c.threads}") if takes_part else None)
+                seconds[c.label].append(worker.ask("run") if takes_part else None)
         return {"seconds": seconds, "peak": peaks, **told}
     finally:
         for worker in workers:
             worker.close()
-
-
-def median_seconds(seconds: list[float | None]) -> float:
-    """Median of the rounds that a contender took part in."""
-    return median(t for t in seconds if t is not None)
-
-
-def median_ratio(slower: list[float | None], ours: list[float | None]) -> float:
-    """Median over the rounds of (rival's time / our time)."""
-    return median(a / b for a, b in zip(slower, ours, strict=True) if a is not None and b is not None)

@@ -13,15 +13,25 @@ def _line(row: dict[str, Any]) -> str:
         cells.append(f"{row['gflops']:>7.0f} GF/s {row['share_of_peak']:>5.0%} of peak")
     if "error" in row:
         cells.append(f"  error {row['error']:.0e}")
-    if "bar" in row:
-        cells.append(f"  wanted {row['bar']:g}x: {'reached' if row['ratio'] >= row['bar'] else 'MISSED'}")
     return " ".join(cells)
 
 
+def _bar_line(bar: dict[str, Any]) -> str:
+    if bar["reached"]:
+        return f"  reached: {bar['bar']}: {bar['text']}"
+    return f"  MISSED: {bar['bar']}: {bar['text']}, by {abs(1 - bar['measured'] / bar['wanted']):.0%}"
+
+
 def format_case(result: dict[str, Any]) -> str:
-    """Lay one race out: medians, and how many times longer than streamcca."""
+    """Lay one race out: medians, how many times longer than the first, and a verdict for each bar."""
     head = [result["case"], f"  correct: {result['checked']}; peak {result['peak_gflops']:.0f} GF/s in this run"]
-    return "\n".join(head + [_line(row) for row in result["contenders"]])
+    return "\n".join(head + [_line(row) for row in result["contenders"]] + [_bar_line(bar) for bar in result["bars"]])
+
+
+def format_bars(results: list[dict[str, Any]]) -> str:
+    """One line that counts the bars."""
+    reached = [bar["reached"] for result in results for bar in result.get("bars", ())]
+    return f"{sum(reached)} of {len(reached)} bars reached"
 
 
 def format_machine(machine: dict[str, Any]) -> str:
@@ -37,55 +47,136 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
+RESULTS = Path(__file__).parent / "results"
+PICTURE = Path(__file__).parent.parent / "docs/images/percent-of-peak.png"
+
+
+def committed() -> list[dict[str, Any]]:
+    """All committed results."""
+    documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return [result for document in documents for result in document["results"]]
+
+
+def _of(results: list[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
+    return [result for result in results if result["benchmark"] == benchmark]
+
+
+def _plain(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [result for result in _of(results, "covariance") if result["case"].startswith("covariance, ")]
+
+
 def _ratios(result: dict[str, Any], labels: list[str]) -> list[str]:
     rows = {row["label"]: row for row in result["contenders"]}
     return [f"{rows[label]['ratio']:.1f}" if label in rows else "" for label in labels]
 
 
-def markdown(folder: Path) -> list[str]:
-    """Return the lines of README's tables, from the committed results."""
-    names = ("covariance", "truncation", "svcca", "files")
-    covariance, truncation, svcca, files = (
-        json.loads((folder / f"{name}.json").read_text())["results"] for name in names
-    )
-    labels = ["numpy X.T @ X, default BLAS", "numpy X.T @ X, Haswell", "torch.mm(X.T, X)", "numpy.cov, default BLAS"]
-    lines = [
-        "| covariance of | moments only | `X.T @ X` | the same, AVX2 BLAS | `torch.mm` | `np.cov` | share of peak |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for result in covariance:
-        share = f"{result['contenders'][0]['share_of_peak']:.0%}"
-        cells = _ratios(result, ["streamcca, moments only", *labels])
-        lines.append(f"| {result['case'].removeprefix('covariance, ')} | " + " | ".join([*cells, share]) + " |")
-    lines += [
-        "",
-        "| 99 % of a covariance's variance | streamcca | `scipy.linalg.eigh` | `np.linalg.eigh` |",
-        "|---" * 4 + "|",
-    ]
-    for result in truncation:
+def _table(*head: str) -> list[str]:
+    return ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _covariance(results: list[dict[str, Any]]) -> list[str]:
+    labels = ["numpy X.T @ X, default BLAS", "numpy X.T @ X, Haswell", "scipy ssyrk", "torch.mm(X.T, X)"]
+    labels += ["sklearnex covariance", "numpy.cov, default BLAS"]
+    head = ["`X.T @ X`", "the same, AVX2 BLAS", "`ssyrk`", "`torch.mm`", "sklearnex", "`np.cov`", "share of peak"]
+    lines = _table("covariance of", *head)
+    for result in _plain(results):
+        share = next(row for row in result["contenders"] if row["label"] == "streamcca, moments only")["share_of_peak"]
+        wanted = [label.replace("ssyrk", "dsyrk") if "float64" in result["case"] else label for label in labels]
+        lines.append(_row(result["case"].removeprefix("covariance, "), *_ratios(result, wanted), f"{share:.0%}"))
+    return lines
+
+
+def _truncation(results: list[dict[str, Any]]) -> list[str]:
+    lines = _table("99 % of a covariance's variance", "streamcca", "`scipy.linalg.eigh`", "`np.linalg.eigh`")
+    for result in _of(results, "truncation"):
         seconds = f"{result['contenders'][0]['seconds']:.2f} s"
         kind = result["case"].split(",")[0].removeprefix("truncation of a ")
         width = result["case"].split(",")[1].strip()
         kept = result["checked"].split(",")[0].removeprefix("rank ")
         cells = _ratios(result, ["scipy eigh, default BLAS", "numpy eigh, default BLAS"])
-        lines.append(f"| {kind}, {width}, {kept} kept | " + " | ".join([seconds, *cells]) + " |")
+        lines.append(_row(f"{kind}, {width}, {kept} kept", seconds, *cells))
+    return lines
+
+
+def _svcca(results: list[dict[str, Any]]) -> list[str]:
     labels = ["numpy cov + eigh", "numpy float32 X.T @ X + eigh", "numpy SVD"]
-    lines += [
-        "",
-        "| | streamcca | `np.cov` + `eigh` | float32 `X.T @ X` + `eigh` | SVD | torch QR + SVD |",
-        "|---" * 6 + "|",
-    ]
-    for result in svcca:
+    lines = _table("", "streamcca", "`np.cov` + `eigh`", "float32 `X.T @ X` + `eigh`", "SVD", "torch QR + SVD")
+    for result in _of(results, "svcca"):
         seconds = f"{result['contenders'][0]['seconds']:.2f} s"
         cells = _ratios(result, [*(f"{label}, default BLAS" for label in labels), "torch QR + SVD"])
         kind = result["case"].split(",")[0].removeprefix("SVCCA of ")
         kept = result["checked"].split("ranks ")[1].split(" ")[0]
-        lines.append(f"| {kind}, {kept} of 1024 directions kept | " + " | ".join([seconds, *cells]) + " |")
-    file = files[0]
+        lines.append(_row(f"{kind}, {kept} of 1024 directions kept", seconds, *cells))
+    return lines
+
+
+def _files(results: list[dict[str, Any]]) -> list[str]:
+    file = _of(results, "files")[0]
     size, peak = f"{file['bytes'] / 2**30:.0f} GiB", f"{file['peak_bytes'] / 2**20:.0f} MiB"
-    lines += [
+    return [
         "",
         f"{file['case'].removeprefix('files, ')}, {size}: {file['seconds']:.0f} s, peak memory {peak}, "
         f"{file['speed_of_memory']:.0%} of the speed of the kernel on rows in memory.",
     ]
+
+
+def markdown(results: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of README's tables."""
+    return [line for part in (_covariance, _truncation, _svcca, _files) for line in part(results)]
+
+
+def bars_markdown(results: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table of promises in docs/performance.md."""
+    lines = _table("race", "promised", "measured", "")
+    for result in results:
+        for bar in result.get("bars", ()):
+            lines.append(_row(result["case"], bar["bar"], bar["text"], "reached" if bar["reached"] else "missed"))
     return lines
+
+
+def accuracy_markdown(results: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table of errors in docs/numerics.md."""
+    lines = _table("rows and products", "largest error", "rms error", "time of the pass")
+    for result in _of(results, "accuracy"):
+        seconds = f"{result['seconds'] * 1e3:.0f} ms"
+        lines.append(_row(result["case"], f"{result['largest']:.1e}", f"{result['rms']:.1e}", seconds))
+    return lines
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Percent of the multiply-add peak against the width, one line per contender."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for result in _plain(results):
+        if "float32" in result["case"]:
+            width = int(result["case"].split(" x ")[1].split()[0])
+            for row in result["contenders"]:
+                lines.setdefault(row["label"], []).append((width, 100 * row["share_of_peak"]))
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    ends: list[float] = []
+    for label, points in sorted(lines.items(), key=lambda item: -item[1][-1][1]):
+        if len(points) < 2:
+            continue
+        ours = label.startswith("streamcca")
+        widths, shares = zip(*points, strict=True)
+        (line,) = axes.plot(widths, shares, marker="o", ms=4, lw=2.5 if ours else 1.3, zorder=3 if ours else 2)
+        height = min([shares[-1], *(end - 4.2 for end in ends)])
+        ends.append(height)
+        axes.annotate(label, (widths[-1], height), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.texts[-1].set_color(line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([256, 512, 1024, 2048, 4096], ["256", "512", "1024", "2048", "4096"])
+    axes.set_ylim(0, 100)
+    axes.set_xlim(230, 16000)
+    axes.set_xlabel("width of the view")
+    axes.set_ylabel("useful work, % of the multiply-add peak")
+    axes.set_title("Second moments of float32 rows, two threads", loc="left", fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)

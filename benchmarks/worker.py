@@ -1,7 +1,8 @@
 """A contender's process: `python -m benchmarks.worker JOB FOLDER`, then one command a line on stdin, one answer each.
 
-Commands: ``run`` (seconds of one run), ``peak TYPE`` (multiply-add peak in GFLOP/s, measured now), ``blas`` (the BLAS
-libraries and the kernels they chose), ``answer`` (mean correlation and both ranks, of jobs that have them).
+Commands: ``run`` (seconds of one run), ``peak TYPE THREADS`` (multiply-add peak in GFLOP/s, measured now with the
+instruction set of this process), ``blas`` (the BLAS libraries and the kernels they chose), ``answer`` (mean correlation
+and both ranks, of jobs that have them).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 from benchmarks.jobs import JOBS
 from streamcca import _backend
 
-_PEAK_SECONDS = 0.15
+_PEAK_SECONDS = 0.05
+_REST = 0.03  # OpenMP's threads spin after the peak, and would get in the way of other threads
 _AT_LEAST = 0.1  # seconds of work behind one timing; what is not slow runs once uncounted before it
 
 
@@ -63,9 +65,15 @@ def main() -> None:
             run()
         return _timed(run, repeats)
 
+    def peak(arguments: str) -> float:
+        dtype, threads = arguments.split()
+        gflops = _backend.peak_gflops(dtype, _PEAK_SECONDS, int(threads))
+        time.sleep(_REST)
+        return gflops
+
     verbs: dict[str, Any] = {
         "run": lambda _: seconds(),
-        "peak": lambda dtype: _backend.peak_gflops(dtype, _PEAK_SECONDS),
+        "peak": peak,
         "blas": lambda _: _blas(),
         "answer": lambda _: _answer(answer),
     }

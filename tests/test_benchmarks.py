@@ -28,11 +28,11 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["covariance", "truncation", "svcca", "files"])
+@pytest.mark.parametrize("which", ["covariance", "truncation", "svcca", "files", "accuracy"])
 def test_quick_run(which, tmp_path):
     done = run(which, "--quick", "--rounds", 1, "--json", tmp_path / "out.json", "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "correct: " in done.stdout
+    assert "correct: " in done.stdout or "largest error" in done.stdout
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["command"] == f"python -m benchmarks {which} --quick --rounds 1"
     assert document["machine"]["isa"] in done.stdout
@@ -44,14 +44,44 @@ def test_quick_run(which, tmp_path):
 
 
 def test_a_wrong_answer_is_not_timed(benchmarks, tmp_path, monkeypatch):
-    from benchmarks import cases, jobs
+    from benchmarks import covariance, jobs
 
     x = np.random.default_rng(0).standard_normal((2000, 8)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
-    assert "largest error" in cases._check_covariance(tmp_path)[0]
+    check = covariance._checked("streamcca_covariance", 1.2e-7, covariance._views("x"))
+    assert "largest error" in check(tmp_path)[0]
     monkeypatch.setattr(jobs, "streamcca_covariance", lambda _: lambda: np.cov(x[:-1], rowvar=False))
     with pytest.raises(SystemExit, match="wrong by .*nothing was timed"):
-        cases._check_covariance(tmp_path)
+        check(tmp_path)
+
+
+def test_bars(benchmarks):
+    from benchmarks.bars import Bar, verdict
+
+    race = {
+        "seconds": {"ours": [1.0, 2.0, 3.0], "rival": [2.0, None, 9.0]},
+        "peak": {"ours": [4e-9, 4e-9, 1e-9]},
+    }
+    times, peak, seconds = Bar("times", "rival", 2.6, "ours"), Bar("peak", "ours", 0.5), Bar("seconds", "ours", 2.0)
+    assert verdict(times, race, None) | {"text": ""} == {
+        "bar": "rival takes >= 2.6 x ours",
+        "wanted": 2.6,
+        "measured": 2.5,
+        "reached": False,
+        "text": "",
+    }
+    found = verdict(peak, race, 4.0)  # 1, 1/2 and 4/3 of the peak
+    assert (found["measured"], found["reached"], found["text"]) == (1.0, True, "100%")
+    assert verdict(seconds, race, None)["reached"]
+    assert not verdict(Bar("seconds", "ours", 1.9), race, None)["reached"]
+
+
+def test_exact_covariance(benchmarks):
+    from benchmarks.accuracy import exact_covariance
+
+    x = np.random.default_rng(0).integers(-8, 9, size=(50, 2)) / 4 + 1000
+    assert float(exact_covariance(x[:, 0], x[:, 1])) == pytest.approx(np.cov(x, rowvar=False)[0, 1], rel=1e-12)
+    assert exact_covariance([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) * 3 == 7
 
 
 def test_contenders_agree(benchmarks, tmp_path):
@@ -67,10 +97,10 @@ def test_contenders_agree(benchmarks, tmp_path):
 
 
 def test_medians_leave_out_the_rounds_that_were_skipped(benchmarks):
-    from benchmarks import race
+    from benchmarks import bars
 
-    assert race.median_seconds([3.0, None, 1.0, None, 2.0]) == 2.0
-    assert race.median_ratio([8.0, None, 9.0], [2.0, 1.0, 3.0]) == 3.5
+    assert bars.median_seconds([3.0, None, 1.0, None, 2.0]) == 2.0
+    assert bars.median_ratio([8.0, None, 9.0], [2.0, 1.0, 3.0]) == 3.5
 
 
 def test_a_worker_that_dies_is_named(benchmarks, tmp_path):
@@ -80,17 +110,32 @@ def test_a_worker_that_dies_is_named(benchmarks, tmp_path):
         race.Worker(race.Contender("lost", "no_such_job"), tmp_path)
 
 
-def test_readme_shows_the_committed_results(benchmarks):
+@pytest.mark.parametrize(
+    ("file", "table"),
+    [
+        ("README.md", "markdown"),
+        ("docs/performance.md", "bars_markdown"),
+        ("docs/numerics.md", "accuracy_markdown"),
+    ],
+)
+def test_documents_show_the_committed_results(file, table, benchmarks):
     from benchmarks import report
 
-    readme = (ROOT / "README.md").read_text().splitlines()
-    for line in report.markdown(ROOT / "benchmarks/results"):
-        assert line in readme
+    lines = (ROOT / file).read_text().splitlines()
+    for line in getattr(report, table)(report.committed()):
+        assert line in lines
+
+
+def test_the_picture_of_the_committed_results(benchmarks, tmp_path):
+    from benchmarks import report
+
+    report.draw(report.committed(), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
 def test_committed_results_are_of_the_full_size():
     found = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
-    assert found.keys() == {"covariance", "truncation", "svcca", "files"}
+    assert found.keys() == {"covariance", "truncation", "svcca", "files", "accuracy"}
     for name, document in found.items():
         assert re.fullmatch(rf"python -m benchmarks {name}( --rounds [3-9])?", document["command"])
         assert document["results"], name
