@@ -34,14 +34,34 @@ double bfloat_value(std::uint16_t b) {
   return value;
 }
 
+double half_at(const unsigned char* p) { return half_value(load<std::uint16_t>(p)); }
+double bfloat_at(const unsigned char* p) { return bfloat_value(load<std::uint16_t>(p)); }
+double float_at(const unsigned char* p) { return static_cast<double>(load<float>(p)); }
+
+template <double (*Value)(const unsigned char*)>
+void copy_as(const Rows& rows, std::size_t first, std::size_t count, double* out) {
+  for (std::size_t i = first; i < first + count; ++i) {
+    for (std::size_t j = 0; j < rows.cols; ++j) *out++ = Value(rows.element(i, j));
+  }
+}
+
 }  // namespace
+
+void copy_values(const Rows& rows, std::size_t first, std::size_t count, double* out) {
+  switch (rows.dtype) {
+    case DType::f16: return copy_as<half_at>(rows, first, count, out);
+    case DType::bf16: return copy_as<bfloat_at>(rows, first, count, out);
+    case DType::f32: return copy_as<float_at>(rows, first, count, out);
+    case DType::f64: return copy_as<load<double>>(rows, first, count, out);
+  }
+}
 
 double element_value(const Rows& rows, std::size_t i, std::size_t j) {
   const unsigned char* p = rows.element(i, j);
   switch (rows.dtype) {
-    case DType::f16: return half_value(load<std::uint16_t>(p));
-    case DType::bf16: return bfloat_value(load<std::uint16_t>(p));
-    case DType::f32: return load<float>(p);
+    case DType::f16: return half_at(p);
+    case DType::bf16: return bfloat_at(p);
+    case DType::f32: return float_at(p);
     case DType::f64: return load<double>(p);
   }
   return 0;

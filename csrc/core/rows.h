@@ -19,7 +19,10 @@ struct Rows {
   const unsigned char* element(std::size_t i, std::size_t j) const { return row(i) + static_cast<std::ptrdiff_t>(j) * col_stride; }
 };
 
-// Exact value of one element as float64; for error messages and the first block, not for hot loops.
+// Exact value of one element as float64; for error messages, not for hot loops.
 double element_value(const Rows& rows, std::size_t i, std::size_t j);
+
+// Exact values of rows [first, first + count) as float64, row-major.
+void copy_values(const Rows& rows, std::size_t first, std::size_t count, double* out);
 
 }  // namespace streamcca

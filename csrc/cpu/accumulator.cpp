@@ -268,9 +268,9 @@ void Accumulator::consume(const std::vector<Rows>& rows, Run run, const double* 
 void Accumulator::append_to_head(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots) {
   for (std::size_t v = 0; v < views_.size(); ++v) {
     std::vector<double>& values = head_.values[v];
-    for (std::size_t i = first; i < first + count; ++i) {
-      for (std::size_t c = 0; c < views_[v].width; ++c) values.push_back(element_value(rows[v], i, c));
-    }
+    const std::size_t before = values.size();
+    values.resize(before + count * views_[v].width);  // within what start() has reserved
+    copy_values(rows[v], first, count, values.data() + before);
   }
   for (std::size_t i = first; i < first + count; ++i) head_.roots.push_back(roots ? roots[i] : 1.0);
 }

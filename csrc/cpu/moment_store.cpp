@@ -39,8 +39,8 @@ std::size_t blocks_at_once(std::size_t block_bytes) {
   return std::clamp(second_level_cache() / 2 / std::max<std::size_t>(block_bytes, 1), std::size_t{1}, most);
 }
 
-// Walks, in pieces of so many bytes, through the part of the upcoming rows that one thread of a team will pack: some
-// columns of all rows. Views whose rows do not lie one behind the other are left out.
+// Walks through the upcoming rows in pieces of so many bytes, which the threads of a team take in turn. Views whose rows
+// do not lie one behind the other are left out.
 class Lookahead {
  public:
   Lookahead(Upcoming upcoming, int team, int thread, std::size_t piece)
@@ -128,6 +128,7 @@ class TypedStore final : public MomentStore {
     team_.run(products / kProductsPerSecond, threads, [&](int team) { add_pending(team, upcoming); });
     if (fill_ % depth_) close_block(0, schedule_.groups());
     fill_ = 0;
+    state_.blank = false;
   }
 
   void read_pair(std::size_t pair, bool with_pending, double* out, int threads) const override {
@@ -142,7 +143,7 @@ class TypedStore final : public MomentStore {
       const Strip& strip = schedule_.strips()[static_cast<std::size_t>(s)];
       schedule_.for_each_tile(strip, [&](std::size_t slice, Tile tile, std::size_t offset) {
         alignas(64) double sums[kLargestTile] = {};
-        if (state_.size()) std::copy_n(state_.data() + offset, schedule_.tile_size(tile), sums);
+        if (!state_.blank) std::copy_n(state_.values.data() + offset, schedule_.tile_size(tile), sums);
         for (std::size_t block = 0; block < blocks; ++block) multiply(strip, slice, tile, block, sums, nullptr);
         const std::size_t first_row = slice * kernels_.slice;
         const std::size_t first_column = strip.first_column + tile.first_vector * kernels_.lanes;
@@ -253,7 +254,9 @@ class TypedStore final : public MomentStore {
         // Several blocks fit the second-level cache; the panels of a single one may not.
         const void* ahead = blocks_ == 1 && next ? part_of_panel(*next, tiles++) : nullptr;
         if (!ahead) ahead = lookahead.next();
-        multiply(strip, slice, tile, block, state_.data() + offset, ahead);
+        double* out = state_.values.data() + offset;
+        if (state_.blank && block == 0) std::fill_n(out, schedule_.tile_size(tile), 0.0);
+        multiply(strip, slice, tile, block, out, ahead);
       });
     }
   }
@@ -312,14 +315,18 @@ std::size_t MomentStore::bytes(const std::vector<View>& views, const std::vector
                                    : TypedStore<double>::bytes(views, pairs, products, kernels.f64);
 }
 
-void MomentStore::reserve() {
-  if (state_.size() == 0) state_ = AlignedArray<double>(schedule_.state_size());
+void MomentStore::reserve() { state_.values.resize(schedule_.state_size()); }
+
+void MomentStore::fill_if_blank() {
+  reserve();
+  if (state_.blank) std::fill(state_.values.begin(), state_.values.end(), 0.0);
+  state_.blank = false;
 }
 
 void MomentStore::clear() {
   fill_ = 0;
-  for (AlignedArray<double>* values : {&sums_, &squares_, &block_sums_, &block_squares_, &state_})
-    std::fill(values->begin(), values->end(), 0.0);
+  state_.blank = true;
+  for (AlignedArray<double>* values : {&sums_, &squares_, &block_sums_, &block_squares_}) std::fill(values->begin(), values->end(), 0.0);
 }
 
 template <class Visit>
@@ -337,7 +344,7 @@ void MomentStore::for_each_entry(std::size_t pair, int threads, Visit visit) {
       const std::size_t first_column = strip.first_column + tile.first_vector * g.lanes;
       for (std::size_t r = 0; r < g.slice && slice * g.slice + r < height; ++r) {
         for (std::size_t c = 0; c < columns && first_column + c < width; ++c) {
-          visit(slice * g.slice + r, first_column + c, state_[offset + r * columns + c]);
+          visit(slice * g.slice + r, first_column + c, state_.values[offset + r * columns + c]);
         }
       }
     });
@@ -361,7 +368,7 @@ void MomentStore::add_columns(std::size_t view, const double* sums, const double
 }
 
 void MomentStore::add_pair(std::size_t pair, const double* moments, int threads) {
-  reserve();
+  fill_if_blank();
   const std::size_t width = views_[pairs_[pair].col_view].width;
   for_each_entry(pair, threads, [&](std::size_t row, std::size_t column, double& value) { value += moments[row * width + column]; });
 }
@@ -369,6 +376,7 @@ void MomentStore::add_pair(std::size_t pair, const double* moments, int threads)
 std::vector<double> MomentStore::pending_roots() const { return {roots_.begin(), roots_.begin() + static_cast<std::ptrdiff_t>(fill_)}; }
 
 void MomentStore::rebase(const PerView& delta, double weight, int threads) {
+  fill_if_blank();
   const auto column = [this](std::size_t view) { return schedule_.first_group(view) * schedule_.geometry().group; };
   for (std::size_t pair = 0; pair < pairs_.size(); ++pair) {
     const double* row_delta = delta[pairs_[pair].row_view].data();

@@ -42,6 +42,22 @@ struct Upcoming {
   std::size_t count = 0;
 };
 
+// Sums that may still be blank: all zero, with whatever in their memory. So neither a new state nor a cleared one is
+// written before it is needed (a flush starts each strip from zeros in the cache), and copies of it cost nothing.
+struct Sums {
+  RawArray<double> values;
+  bool blank = true;
+
+  Sums() = default;
+  Sums(const Sums& other) { *this = other; }
+  Sums& operator=(const Sums& other) {
+    values.resize(other.values.size());
+    blank = other.blank;
+    if (!blank) values = other.values;
+    return *this;
+  }
+};
+
 class MomentStore {
  public:
   static std::unique_ptr<MomentStore> create(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
@@ -95,6 +111,9 @@ class MomentStore {
   MomentStore(const MomentStore&) = default;
   MomentStore& operator=(const MomentStore&) = default;
 
+  // What a change of single entries needs.
+  void fill_if_blank();
+
   // Calls visit(row, column, value&) for every stored entry inside the pair's true widths: of a view with
   // itself those right of the diagonal, and some left of it. Strips run in parallel.
   template <class Visit>
@@ -110,7 +129,7 @@ class MomentStore {
   // Columns of all groups of all views: of the full blocks, and of the one that is being filled.
   AlignedArray<double> sums_, squares_;
   AlignedArray<double> block_sums_, block_squares_;
-  AlignedArray<double> state_;  // tiles in schedule order; empty until reserve()
+  Sums state_;  // tiles in schedule order; no memory until reserve()
 };
 
 }  // namespace streamcca

@@ -49,7 +49,6 @@ struct Side {
   }
 };
 
-
 // Fixed pseudo-random signs: E |G z|^2 = |G|_F^2, so a few products with vectors measure a gradient
 // that is never formed (Hutchinson). Fixed, so that equal moments give equal bounds.
 Matrix signs(std::size_t rows) {

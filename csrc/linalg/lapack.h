@@ -41,7 +41,7 @@ Matrix multiply_transposed(const Lapack& lapack, const Matrix& a, const Matrix& 
 // Lower triangle of c := a a' - c, for symmetric c.
 void outer_product_minus(const Lapack& lapack, const Matrix& a, Matrix* c);
 double sum_of_squares(const Matrix& m);
-Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count);            // a copy
+Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count);  // a copy
 Matrix transpose(const Matrix& m);
 // diag(factors) m and m diag(factors), in place.
 void scale_rows(Matrix* m, const std::vector<double>& factors);
