@@ -30,11 +30,12 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """Return the commit, with a plus sign if files differ from it."""
+    """Return the commit, with a plus sign if sources differ from it."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
-        changes = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False)
+        sources = ["--", "../csrc", "../python", "../CMakeLists.txt", ".", ":!results"]
+        changes = subprocess.run([*git, "diff", "--quiet", "HEAD", *sources], check=False)
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if changes.returncode else "")
