@@ -13,6 +13,12 @@ from streamcca import Moments
 
 _ENTRIES = 48
 _OFFSET = 2.0
+_TYPES = (
+    ("float16", "float32"),
+    ("float32", "float32"),
+    ("float32", "float64"),
+    ("float64", "float64"),
+)  # rows, products
 # Rows are multiples of this power of two, so that scaled they are integers and their sums exact.
 _SCALE = 2**110
 
@@ -48,7 +54,7 @@ def run_accuracy(rows: int, width: int, rounds: int) -> list[dict[str, Any]]:
     pairs = rng.integers(0, width, size=(_ENTRIES, 2))
     pairs[: _ENTRIES // 4, 1] = pairs[: _ENTRIES // 4, 0]
     results = []
-    for dtype, precision in (("float16", "float32"), ("float32", "float32"), ("float32", "float64"), ("float64", "float64")):
+    for dtype, precision in _TYPES:
         x = source.astype(dtype)
         moments, seconds = _measure(x, precision, rounds)
         covariance = moments.covariance("x")

@@ -27,7 +27,7 @@ class Bar:
 
     def __str__(self) -> str:
         if self.kind == "times":
-            return f"{self.contender} takes >= {self.value:g} x {self.against}"
+            return f"{self.contender} takes >= {self.value:.3g} x {self.against}"
         if self.kind == "peak":
             return f"{self.contender} >= {self.value:.0%} of peak"
         return f"{self.contender} <= {self.value * 1e6:g} us"
