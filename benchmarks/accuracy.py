@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from fractions import Fraction
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from streamcca import Moments
 
+Precision = Literal["float32", "float64"]
 _ENTRIES = 48
 _OFFSET = 2.0
-_TYPES = (
+# Rows, products.
+_TYPES: tuple[tuple[str, Precision], ...] = (
     ("float16", "float32"),
     ("float32", "float32"),
     ("float32", "float64"),
     ("float64", "float64"),
-)  # rows, products
+)
 # Rows are multiples of this power of two, so that scaled they are integers and their sums exact.
 _SCALE = 2**110
 
@@ -36,7 +38,7 @@ def exact_covariance(x: Any, y: Any) -> Fraction:
     return Fraction(n * products - sum(a) * sum(b), n * (n - 1) * _SCALE**2)
 
 
-def _measure(x: Any, precision: str, rounds: int) -> tuple[Moments, float]:
+def _measure(x: Any, precision: Precision, rounds: int) -> tuple[Moments, float]:
     moments = Moments({"x": x.shape[1]}, precision=precision)
     seconds = []
     for _ in range(rounds + 1):
