@@ -14,15 +14,15 @@ Job = Callable[[], Any]
 VARIANCE = 0.99
 
 
-def _updates(x: Any, batches: list[Any] | None = None, **options: Any) -> Job:
-    """Form the moments of one view again and again in the same state, in one batch or several."""
+def _updates(batches: list[Any], **options: Any) -> Job:
+    """Form the moments of one view again and again in the same state."""
     from streamcca import Moments
 
-    moments = Moments({"x": (batches[0] if batches else x).shape[1]}, **options)
+    moments = Moments({"x": batches[0].shape[1]}, **options)
 
     def run() -> Any:
         moments.reset()
-        for batch in batches or [x]:
+        for batch in batches:
             moments.update(x=batch)
         return moments
 
@@ -31,30 +31,30 @@ def _updates(x: Any, batches: list[Any] | None = None, **options: Any) -> Job:
 
 def streamcca_moments(folder: Path) -> Job:
     """Form all second moments of a view in a float64 state, without taking the covariance out."""
-    return _updates(load(folder, "x"))
+    return _updates([load(folder, "x")])
 
 
 def streamcca_float64_products(folder: Path) -> Job:
     """Form the same with products in float64."""
-    return _updates(load(folder, "x"), precision="float64")
+    return _updates([load(folder, "x")], precision="float64")
 
 
 def streamcca_bfloat16(folder: Path) -> Job:
     """Form the same of bfloat16 rows."""
     import torch
 
-    return _updates(torch.from_numpy(load(folder, "x")).bfloat16())
+    return _updates([torch.from_numpy(load(folder, "x")).bfloat16()])
 
 
 def streamcca_one_thread(folder: Path) -> Job:
     """Form the same on one thread."""
-    return _updates(load(folder, "x"), threads=1)
+    return _updates([load(folder, "x")], threads=1)
 
 
 def streamcca_batches_of_32(folder: Path) -> Job:
     """Form the same in batches of 32 rows."""
     x = load(folder, "x")
-    return _updates(x, [x[i : i + 32] for i in range(0, len(x), 32)])
+    return _updates([x[i : i + 32] for i in range(0, len(x), 32)])
 
 
 def streamcca_cross(folder: Path) -> Job:
@@ -75,13 +75,13 @@ def streamcca_cross(folder: Path) -> Job:
 def streamcca_channels_first(folder: Path) -> Job:
     """Moments of convolutional maps (n, channels, height, width), image by image, positions as rows."""
     images = load(folder, "images")
-    return _updates(None, [image.reshape(len(image), -1).T for image in images])
+    return _updates([image.reshape(len(image), -1).T for image in images])
 
 
 def streamcca_channels_last(folder: Path) -> Job:
     """Take the same rows, as many at a time, stored row by row."""
     images = load(folder, "images")
-    return _updates(None, [np.ascontiguousarray(image.reshape(len(image), -1).T) for image in images])
+    return _updates([np.ascontiguousarray(image.reshape(len(image), -1).T) for image in images])
 
 
 def streamcca_one_update(folder: Path) -> Job:

@@ -19,6 +19,7 @@
 #include "core/schedule.h"
 #include "core/units.h"
 #include "cpu/kernels.h"
+#include "cpu/lookahead.h"
 
 namespace streamcca {
 
@@ -34,13 +35,6 @@ constexpr std::size_t block_depth(Products) { return 256; }
 
 // One vector per view.
 using PerView = std::vector<std::vector<double>>;
-
-// The rows that will be appended next, if any: they are called into the cache while the present ones are multiplied.
-struct Upcoming {
-  const std::vector<Rows>* rows = nullptr;
-  std::size_t first = 0;
-  std::size_t count = 0;
-};
 
 // Sums that may still be blank: all zero, with whatever in their memory. So neither a new state nor a cleared one is
 // written before it is needed (a flush starts each strip from zeros in the cache), and copies of it cost nothing.
