@@ -17,6 +17,7 @@ from benchmarks.race import Contender
 from streamcca import _backend
 
 _OURS, _MOMENTS, _TORCH = "streamcca covariance", "streamcca, moments only", "torch.mm(X.T, X)"
+_VECTORS = "streamcca, vector kernels"
 _SYRK = {"float32": "ssyrk", "float64": "dsyrk"}
 # Share of the peak that was promised, by width.
 _SHARES = {256: 0.65, 512: 0.75, 1024: 0.85, 2048: 0.85, 4096: 0.85}
@@ -63,6 +64,13 @@ def _flops(rows: int, width: int) -> float:
     return float(rows) * width * (width + 1)
 
 
+def _without_unit(dtype: str, job: str = "streamcca_moments") -> list[Contender]:
+    """Our kernels as they run on a CPU without a unit that multiplies matrices, if this one has it."""
+    if _backend.active_isa() != "amx" or dtype != "float32":
+        return []
+    return [Contender(_VECTORS, job, (("STREAMCCA_ISA", "avx512"),))]
+
+
 def plain(rows: int, width: int, dtype: str) -> Case:
     """Covariance of one view in memory, against all rivals."""
     unit = float(np.finfo(dtype).eps)
@@ -83,6 +91,7 @@ def plain(rows: int, width: int, dtype: str) -> Case:
         contenders=[
             Contender(_OURS, "streamcca_covariance", peak=dtype),
             Contender(_MOMENTS, "streamcca_moments", peak=dtype),
+            *_without_unit(dtype),
             *numpy,
             Contender(f"scipy {_SYRK[dtype]}", "scipy_syrk", peak=dtype),
             Contender("numpy.cov, default BLAS", "numpy_cov", peak=dtype),
@@ -129,7 +138,11 @@ def bfloat16(rows: int, width: int) -> Case:
         name=f"bfloat16, {rows} x {width}",
         make=_noise(rows, width, "float32", "x"),
         check=_checked("streamcca_bfloat16", float(np.finfo(np.float32).eps), narrow),
-        contenders=[Contender(ours, "streamcca_bfloat16"), Contender(rival, "torch_product_bfloat16")],
+        contenders=[
+            Contender(ours, "streamcca_bfloat16"),
+            *_without_unit("float32", "streamcca_bfloat16"),
+            Contender(rival, "torch_product_bfloat16"),
+        ],
         bars=[Bar("times", rival, 1.7, ours)] if width >= 1024 else [],
         flops=_flops(rows, width),
     )

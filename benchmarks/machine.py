@@ -51,6 +51,8 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": _backend.openmp_threads(),
         "isa": level,
+        # Products of bfloat16 on registers; 0 where the kernels in use have no unit for them.
+        "matrix_unit_gflops": round(_backend.peak_gflops("bfloat16", 0.2)),
         "compiler": _backend.COMPILER,
         "python": platform.python_version(),
         "revision": _revision(),

@@ -81,12 +81,14 @@ def _row(*cells: str) -> str:
 def _covariance(results: list[dict[str, Any]]) -> list[str]:
     labels = ["numpy X.T @ X, default BLAS", "numpy X.T @ X, Haswell", "scipy ssyrk", "torch.mm(X.T, X)"]
     labels += ["sklearnex covariance", "numpy.cov, default BLAS"]
-    head = ["`X.T @ X`", "the same, AVX2 BLAS", "`ssyrk`", "`torch.mm`", "sklearnex", "`np.cov`", "share of peak"]
+    head = ["`X.T @ X`", "the same, AVX2 BLAS", "`ssyrk`", "`torch.mm`", "sklearnex", "`np.cov`"]
+    head += ["share of peak", "with vectors"]
     lines = _table("covariance of", *head)
     for result in _plain(results):
-        share = next(row for row in result["contenders"] if row["label"] == "streamcca, moments only")["share_of_peak"]
+        shares = {row["label"]: f"{row['share_of_peak']:.0%}" for row in result["contenders"]}
+        ours = [shares.get(f"streamcca, {what}", "") for what in ("moments only", "vector kernels")]
         wanted = [label.replace("ssyrk", "dsyrk") if "float64" in result["case"] else label for label in labels]
-        lines.append(_row(result["case"].removeprefix("covariance, "), *_ratios(result, wanted), f"{share:.0%}"))
+        lines.append(_row(result["case"].removeprefix("covariance, "), *_ratios(result, wanted), *ours))
     return lines
 
 
@@ -157,6 +159,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             width = int(result["case"].split(" x ")[1].split()[0])
             for row in result["contenders"]:
                 lines.setdefault(row["label"], []).append((width, 100 * row["share_of_peak"]))
+    top = max(100, 1.06 * max(share for points in lines.values() for _, share in points))
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
     ends: list[float] = []
@@ -166,16 +169,17 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         ours = label.startswith("streamcca")
         widths, shares = zip(*points, strict=True)
         (line,) = axes.plot(widths, shares, marker="o", ms=4, lw=2.5 if ours else 1.3, zorder=3 if ours else 2)
-        height = min([shares[-1], *(end - 4.2 for end in ends)])
+        height = min([shares[-1], *(end - 0.042 * top for end in ends)])
         ends.append(height)
         axes.annotate(label, (widths[-1], height), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.texts[-1].set_color(line.get_color())
     axes.set_xscale("log", base=2)
     axes.set_xticks([256, 512, 1024, 2048, 4096], ["256", "512", "1024", "2048", "4096"])
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, top)
+    axes.axhline(100, color="0.6", lw=1, zorder=1)
     axes.set_xlim(230, 16000)
     axes.set_xlabel("width of the view")
-    axes.set_ylabel("useful work, % of the multiply-add peak")
+    axes.set_ylabel("useful work, % of the vectors' multiply-add peak")
     axes.set_title("Second moments of float32 rows, two threads", loc="left", fontsize=11)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -173,7 +173,7 @@ void restore(Accumulator& self, const py::dict& d) {
   s.rounding = d["rounding"].cast<double>();
   s.row_unit = d["row_unit"].cast<double>();
   s.roots = to_vector(d["roots"].cast<DoubleArray>());
-  if (s.roots.size() >= block_depth(s.products) || (s.settled && !s.started)) {
+  if (s.roots.size() >= (s.settled ? kLongestBlock : block_depth(s.products)) || (s.settled && !s.started)) {
     throw Error(ErrorKind::value, "state: more pending rows than a block holds, or a shift without rows");
   }
   std::vector<std::size_t> widths, pending, moments;

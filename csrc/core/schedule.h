@@ -3,8 +3,8 @@
 //
 // A view of width d is cut three ways. Packed, its columns form *groups* (one cache line of them a row). A tile of
 // the product is one *slice* of rows times up to one *panel* of columns: as few panels as a tile's width allows, all nearly
-// equal, since narrow tiles are slow. `slice` divides `group`, so one packed copy serves both operands; packing each row
-// twice cost 16 % at d = 1024 in the prototypes.
+// equal, since narrow tiles are slow. Groups are whole slices or slices whole groups, so that one packed copy serves both operands; packing
+// each row twice cost 16 % at d = 1024 in the prototypes.
 //
 // For a pair of different views all tiles exist; for a view with itself only those that touch the upper triangle, and
 // of a diagonal panel only the vectors on or right of the diagonal. Tiles lie in memory in the order in which they are
@@ -30,10 +30,12 @@ struct Pair {
 
 // Tile shape of one micro-kernel, in elements.
 struct Geometry {
-  std::size_t lanes = 0;  // columns in one vector
-  std::size_t panel = 0;  // columns of one tile at most, a multiple of lanes
-  std::size_t slice = 0;  // rows of one tile
-  std::size_t group = 0;  // columns that are packed together, a multiple of lanes and of slice
+  std::size_t lanes = 0;          // columns in one vector
+  std::size_t panel = 0;          // columns of one tile at most, a multiple of lanes
+  std::size_t slice = 0;          // rows of one tile
+  std::size_t group = 0;          // columns that are packed together, a multiple of lanes, and of slice or the other way round
+  std::size_t longest_strip = 0;  // slices that follow each other in one strip, at most
+  std::size_t strips = 0;         // down a view, at least, where that leaves a quarter of the longest
 };
 
 struct Tile {

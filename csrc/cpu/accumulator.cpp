@@ -288,8 +288,9 @@ void Accumulator::count_rows(std::size_t first, std::size_t count, const double*
 // ---------------------------------------------------------------- head, block, state
 
 void Accumulator::choose_shift_of_head(PerView* shift) const {
+  const bool keep_narrow = MomentStore::on_matrix_unit(views_, pairs_, products_, kernels_);
   for (std::size_t v = 0; v < views_.size(); ++v) {
-    choose_shift(head_.values[v].data(), head_.roots.size(), views_[v].width, products_, (*shift)[v].data());
+    choose_shift(head_.values[v].data(), head_.roots.size(), views_[v].width, products_, keep_narrow, (*shift)[v].data());
   }
 }
 

@@ -148,7 +148,7 @@ void Accumulator::restore(const State& state) {
   Accumulator fresh(*this, Empty{});
   if (state.started) fresh.start(state.products);
   if (state.settled) {
-    fresh.store_->restore_pending(borrow_all(state.pending, views_, state.roots.size()), state.roots);
+    fresh.store_->restore_pending(borrow_all(state.pending, views_, state.roots.size()), state.roots, threads_);
     for (std::size_t v = 0; v < views_.size(); ++v) fresh.store_->add_columns(v, state.sums[v].data(), state.squares[v].data());
     for (std::size_t p = 0; p < pairs_.size(); ++p) {
       const std::size_t width = views_[pairs_[p].col_view].width;
@@ -167,7 +167,7 @@ void Accumulator::restore(const State& state) {
   fresh.rows_ = state.rows;
   fresh.skipped_ = state.skipped;
   fresh.weight_ = state.weight;
-  fresh.block_rows_ = state.roots.size();
+  fresh.block_rows_ = state.roots.size() % block_depth(state.products);
   fresh.block_weight_ = state.block_weight;
   fresh.rounding_ = state.rounding;
   fresh.row_unit_ = state.row_unit;

@@ -10,7 +10,7 @@ namespace streamcca {
 // Levels built into this library that this CPU and operating system can run, worst first.
 std::vector<const KernelTable*> runnable_kernels();
 
-// The best runnable level, or the one named by the environment variable STREAMCCA_ISA. An unknown name
+// The best runnable level, or the one named by the environment variable STREAMCCA_ISA (amx: then on views of any width). An unknown name
 // or a level that this machine cannot run is an Error (kind isa), never an illegal instruction.
 // Call it with the GIL held: the variable is read at every call, so that one test process can visit every level.
 const KernelTable& active_kernels();

@@ -59,6 +59,8 @@ struct ProductKernels {
   void (*sum_columns)(const T* group, size_t rows, const double* roots, double* sums, double* squares);
 };
 
+struct MatrixUnit;  // matrix_unit.h
+
 struct KernelTable {
   const char* name;
   ProductKernels<float> f32;
@@ -72,6 +74,11 @@ struct KernelTable {
   // quote. Returns the number of floating-point operations done; *sink keeps the result alive.
   double (*multiply_add_f32)(size_t iterations, double* sink);
   double (*multiply_add_f64)(size_t iterations, double* sink);
+
+  // Forms the float32 products of this level, if not null, where a value takes part in so many products at least: splitting
+  // values costs time that products must win back.
+  const MatrixUnit* matrix;
+  size_t matrix_pays_from;
 };
 
 }  // namespace streamcca

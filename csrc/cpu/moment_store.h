@@ -29,9 +29,22 @@ constexpr double unit_roundoff(Products products) { return products == Products:
 // Distance between the smallest numbers: the absolute error that underflow can add to a product.
 constexpr double smallest_step(Products products) { return products == Products::f32 ? 1.401298464324817e-45 : 4.9406564584124654e-324; }
 
-// Rows per block. A constant of the product type, kept with the state: bits must not depend on caches.
-// Shorter blocks touch the float64 state more often, deeper ones lengthen the float32 chains (512 rows were no faster).
+// Rows per block: bits must not depend on caches. Shorter blocks touch the float64 state more often, deeper ones lengthen the
+// float32 chains (512 rows were no faster). Also the rows that the shift is chosen from. Only the matrix unit has blocks of its own,
+// twice as long (matrix_unit.h).
 constexpr std::size_t block_depth(Products) { return 256; }
+constexpr std::size_t kLongestBlock = 512;
+
+// How a store cuts the work: tiles, rows per block, blocks that can be pending at once.
+struct Layout {
+  Geometry geometry;
+  std::size_t depth = 0;
+  std::size_t blocks = 0;
+};
+
+// Blocks that are taken in one go where a batch has them: of narrow views one block is so little work that starting
+// threads and sharing out its tiles would cost a good part of it. Half of the second-level cache, as it stays there.
+std::size_t blocks_at_once(std::size_t block_bytes);
 
 // One vector per view.
 using PerView = std::vector<std::vector<double>>;
@@ -58,6 +71,8 @@ class MomentStore {
                                              const KernelTable& kernels);
   // Bytes of state and block that create() and reserve() take.
   static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products, const KernelTable& kernels);
+  // Whether create() takes the matrix unit.
+  static bool on_matrix_unit(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products, const KernelTable& kernels);
   virtual ~MomentStore() = default;
   virtual std::unique_ptr<MomentStore> clone() const = 0;
   // this := other, of the same configuration, without allocating if the state of both is reserved.
@@ -95,18 +110,30 @@ class MomentStore {
   virtual void read_pending(std::size_t view, double* out) const = 0;
   std::vector<double> pending_roots() const;
   // The inverse, into an empty store with a shift of zero: the same bits.
-  virtual void restore_pending(const std::vector<Rows>& rows, const std::vector<double>& roots) = 0;
+  virtual void restore_pending(const std::vector<Rows>& rows, const std::vector<double>& roots, int threads) = 0;
 
   // Moves the origin of every view by -delta: p becomes p + delta. Needs that no rows are pending.
   void rebase(const PerView& delta, double weight, int threads);
 
  protected:
-  MomentStore(const std::vector<View>& views, const std::vector<Pair>& pairs, Geometry geometry, std::size_t depth, std::size_t blocks);
+  MomentStore(const std::vector<View>& views, const std::vector<Pair>& pairs, const Layout& layout);
   MomentStore(const MomentStore&) = default;
   MomentStore& operator=(const MomentStore&) = default;
 
   // What a change of single entries needs.
   void fill_if_blank();
+
+  // Calls visit(row, column, index) for every entry of a tile inside the pair's true widths; `index` counts within the tile.
+  template <class Visit>
+  void for_each_entry_of(const Strip& strip, std::size_t slice, Tile tile, Visit visit) const {
+    const Geometry& g = schedule_.geometry();
+    const std::size_t height = views_[pairs_[strip.pair].row_view].width, width = views_[pairs_[strip.pair].col_view].width;
+    const std::size_t first_row = slice * g.slice, first_column = strip.first_column + tile.first_vector * g.lanes;
+    const std::size_t columns = tile.vectors * g.lanes;
+    for (std::size_t r = 0; r < g.slice && first_row + r < height; ++r) {
+      for (std::size_t c = 0; c < columns && first_column + c < width; ++c) visit(first_row + r, first_column + c, r * columns + c);
+    }
+  }
 
   // Calls visit(row, column, value&) for every stored entry inside the pair's true widths: of a view with
   // itself those right of the diagonal, and some left of it. Strips run in parallel.

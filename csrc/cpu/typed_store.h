@@ -1,0 +1,251 @@
+// MomentStore in one product type: packs rows, and multiplies them tile by tile with the kernels of a level.
+#pragma once
+#include <algorithm>
+#include <atomic>
+
+#include "core/error.h"
+#include "cpu/moment_store.h"
+#include "cpu/threads.h"
+
+namespace streamcca {
+
+// What one thread surely does in a second, for the choice of a team.
+constexpr double kProductsPerSecond = 2e10;
+constexpr double kElementsPackedPerSecond = 1e9;
+
+inline PackSource source_of(const Rows& rows, std::size_t first, std::size_t count) {
+  return {rows.row(first), rows.row_stride, rows.col_stride, count, rows.cols};
+}
+
+template <class T>
+class TypedStore : public MomentStore {
+ public:
+  TypedStore(const std::vector<View>& views, const std::vector<Pair>& pairs, const Layout& layout, const ProductKernels<T>& kernels)
+      : MomentStore(views, pairs, layout),
+        kernels_(kernels),
+        packed_(schedule_.groups() * group_stride()),
+        shift_(schedule_.groups() * kGroup<T>) {
+    if (layout.geometry.slice * layout.geometry.panel > kLargestTile) throw Error(ErrorKind::isa, "tile larger than its buffer");
+  }
+
+  TypedStore(const TypedStore& other)
+      : MomentStore(other), kernels_(other.kernels_), packed_(other.packed_.size()), shift_(other.shift_), team_(other.team_) {
+    copy_pending(other);
+  }
+  TypedStore& operator=(const TypedStore&) = delete;
+
+  std::unique_ptr<MomentStore> clone() const override { return std::make_unique<TypedStore>(*this); }
+
+  void assign(const MomentStore& other) override {
+    const auto& same = static_cast<const TypedStore&>(other);
+    MomentStore::operator=(same);
+    shift_ = same.shift_;
+    copy_pending(same);
+  }
+
+  static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, const Layout& layout) {
+    const std::size_t rows = layout.depth * layout.blocks + kPadRows;
+    return Schedule::state_size(views, pairs, layout.geometry) * sizeof(double) +
+           Schedule::groups(views, layout.geometry) * rows * kLineBytes;
+  }
+
+  void set_shift(const PerView& shift) override {
+    for (std::size_t view = 0; view < views_.size(); ++view) {
+      T* out = shift_.data() + schedule_.first_group(view) * kGroup<T>;
+      for (std::size_t c = 0; c < views_[view].width; ++c) out[c] = static_cast<T>(shift[view][c]);
+    }
+  }
+
+  // Threads share out the groups, not the rows, since the sums of a column have one order.
+  void append(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads) override {
+    team_.run(static_cast<double>(count * schedule_.groups() * kGroup<T>) / kElementsPackedPerSecond, threads, [&](int team) {
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
+      for (int t = 0; t < team; ++t) append_groups(rows, first, count, roots, first_group_of(t, team), first_group_of(t + 1, team));
+    });
+    for (std::size_t k = 0; k < count; ++k) roots_[fill_ + k] = roots ? roots[k] : 1.0;
+    fill_ += count;
+  }
+
+  void flush(int threads, Upcoming upcoming) override {
+    if (fill_ == 0) return;
+    reserve();
+    upcoming.count = std::min(upcoming.count, depth_ * blocks_);
+    const double products = static_cast<double>(schedule_.state_size()) * static_cast<double>(fill_);
+    team_.run(products / kProductsPerSecond, threads, [&](int team) { multiply_pending(team, upcoming); });
+    if (fill_ % depth_) close_block(0, schedule_.groups());
+    fill_ = 0;
+    state_.blank = false;
+  }
+
+  void read_pair(std::size_t pair, bool with_pending, double* out, int threads) const override {
+    const std::size_t blocks = with_pending ? pending_blocks() : 0;
+    read_tiles(pair, out, threads, [&](const Strip& strip, std::size_t slice, Tile tile, double* sums) {
+      for (std::size_t block = 0; block < blocks; ++block) multiply(strip, slice, tile, block, sums, nullptr);
+    });
+  }
+
+  void read_pending(std::size_t view, double* out) const override {
+    const std::size_t width = views_[view].width;
+    for (std::size_t k = 0; k < fill_; ++k) {
+      for (std::size_t c = 0; c < width; ++c) {
+        out[k * width + c] = static_cast<double>(group(schedule_.first_group(view) + c / kGroup<T>)[k * kGroup<T> + c % kGroup<T>]);
+      }
+    }
+  }
+
+  // The rows are scaled already, but their sums are not. Another level of kernels may have had longer blocks.
+  void restore_pending(const std::vector<Rows>& rows, const std::vector<double>& roots, int threads) override {
+    for (std::size_t done = 0; done < roots.size();) {
+      const std::size_t count = std::min(roots.size() - done, depth_);
+      append_scaled(rows, done, count, roots.data() + done);
+      done += count;
+      if (has_full_block()) flush(threads, {});
+    }
+  }
+
+ protected:
+  // 32 x 32, of the matrix unit: the largest tile of any level.
+  static constexpr std::size_t kLargestTile = 32 * 32;
+  // Unused rows after each group. Without them groups start at multiples of 4096 bytes, and the same row of
+  // all groups falls into the same sets of the caches: 5 to 10 % at d = 1024 and 2048.
+  static constexpr std::size_t kPadRows = 5;
+
+  std::size_t group_stride() const { return kGroup<T> * (depth_ * blocks_ + kPadRows); }
+  const T* group(std::size_t g) const { return packed_.data() + g * group_stride(); }
+  std::size_t pending_blocks() const { return (fill_ + depth_ - 1) / depth_; }
+  std::size_t rows_in(std::size_t block) const { return std::min(depth_, fill_ - block * depth_); }
+  // First row of a block in a column of a view.
+  const T* packed(std::size_t view, std::size_t column, std::size_t block) const {
+    return group(schedule_.first_group(view) + column / kGroup<T>) + block * depth_ * kGroup<T> + column % kGroup<T>;
+  }
+
+  // Threads of a team take neighboring groups, the same ones in packing and after.
+  std::size_t first_group_of(int thread, int team) const {
+    return schedule_.groups() * static_cast<std::size_t>(thread) / static_cast<std::size_t>(team);
+  }
+
+  void copy_pending(const TypedStore& other) {
+    for (std::size_t g = 0; g < schedule_.groups(); ++g)
+      std::copy_n(other.group(g), fill_ * kGroup<T>, packed_.data() + g * group_stride());
+  }
+
+  // The columns of groups [begin, end), of all views counted, of `count` rows: piece by piece, up to the end of a block each.
+  void append_groups(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, std::size_t begin,
+                     std::size_t end) {
+    for (std::size_t done = 0; done < count;) {
+      const std::size_t at = fill_ + done, piece = std::min(count - done, depth_ - at % depth_);
+      for (std::size_t view = 0; view < views_.size(); ++view) {
+        const std::size_t from = std::max(begin, schedule_.first_group(view)), to = std::min(end, schedule_.first_group(view + 1));
+        if (from >= to) continue;
+        const std::size_t column = (from - schedule_.first_group(view)) * kGroup<T>;
+        PackSource source = source_of(rows[view], first + done, piece);
+        source.data += static_cast<std::ptrdiff_t>(column) * source.col_stride;
+        source.cols = std::min(source.cols - column, (to - from) * kGroup<T>);
+        const std::size_t g = from * kGroup<T>;
+        kernels_.pack[static_cast<std::size_t>(rows[view].dtype)](&source, shift_.data() + g, roots ? roots + done : nullptr,
+                                                                  packed_.data() + from * group_stride() + at * kGroup<T>, group_stride(),
+                                                                  block_sums_.data() + g, block_squares_.data() + g);
+      }
+      done += piece;
+      if ((fill_ + done) % depth_ == 0) close_block(begin, end);
+    }
+  }
+
+  // The sums of the present block, of groups [begin, end), go where those of the full blocks are.
+  void close_block(std::size_t begin, std::size_t end) {
+    for (std::size_t c = begin * kGroup<T>; c < end * kGroup<T>; ++c) {
+      sums_[c] += block_sums_[c];
+      squares_[c] += block_squares_[c];
+      block_sums_[c] = block_squares_[c] = 0;
+    }
+  }
+
+  void append_scaled(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots) {
+    const AlignedArray<double> sums = sums_, squares = squares_;
+    append(rows, first, count, nullptr, 1);
+    std::copy_n(roots, count, roots_.begin());
+    sums_ = sums, squares_ = squares;
+    for (AlignedArray<double>* values : {&block_sums_, &block_squares_}) std::fill(values->begin(), values->end(), 0.0);
+    for (std::size_t g = 0; g < schedule_.groups(); ++g)
+      kernels_.sum_columns(group(g), count, roots, block_sums_.data() + g * kGroup<T>, block_squares_.data() + g * kGroup<T>);
+    if (has_full_block()) close_block(0, schedule_.groups());
+  }
+
+  // Calls add(strip, slice, tile, sums) for every tile of a pair, to add what is pending, and writes the sums where they belong.
+  template <class Add>
+  void read_tiles(std::size_t pair, double* out, int threads, Add add) const {
+    const std::size_t width = views_[pairs_[pair].col_view].width;
+    const bool symmetric = pairs_[pair].with_itself();
+    const auto first = static_cast<std::ptrdiff_t>(schedule_.first_strip(pair));
+    const auto last = static_cast<std::ptrdiff_t>(schedule_.last_strip(pair));
+#pragma omp parallel for schedule(dynamic) num_threads(thread_count(threads))
+    for (std::ptrdiff_t s = first; s < last; ++s) {
+      const Strip& strip = schedule_.strips()[static_cast<std::size_t>(s)];
+      schedule_.for_each_tile(strip, [&](std::size_t slice, Tile tile, std::size_t offset) {
+        alignas(64) double sums[kLargestTile];
+        if (state_.blank) {
+          std::fill_n(sums, schedule_.tile_size(tile), 0.0);
+        } else {
+          std::copy_n(state_.values.data() + offset, schedule_.tile_size(tile), sums);
+        }
+        add(strip, slice, tile, sums);
+        for_each_entry_of(strip, slice, tile, [&](std::size_t row, std::size_t column, std::size_t i) {
+          if (!symmetric || column >= row) out[row * width + column] = sums[i];
+        });
+      });
+    }
+  }
+
+  // The products of all pending rows, into the state. A thread takes its next strip before it works on the present one, so that it
+  // can call for the panel of the next.
+  virtual void multiply_pending(int team, Upcoming upcoming) {
+    const std::size_t strips = schedule_.strips().size();
+    std::atomic<std::size_t> untaken{0};
+#pragma omp parallel num_threads(team) if (team > 1)
+    {
+      Lookahead lookahead(upcoming, team, thread_number(), depth_ / 4 * kLineBytes);
+      for (std::size_t strip = untaken++; strip < strips;) {
+        const std::size_t next = untaken++;
+        add_strip(schedule_.strips()[strip], next < strips ? &schedule_.strips()[next] : nullptr, lookahead);
+        strip = next;
+      }
+    }
+  }
+
+  void add_strip(const Strip& strip, const Strip* next, Lookahead& lookahead) {
+    for (std::size_t block = 0; block < pending_blocks(); ++block) {
+      std::size_t tiles = 0;
+      schedule_.for_each_tile(strip, [&](std::size_t slice, Tile tile, std::size_t offset) {
+        // Several blocks fit the second-level cache; the panels of a single one may not.
+        const void* ahead = blocks_ == 1 && next ? part_of_panel(*next, tiles++) : nullptr;
+        if (!ahead) ahead = lookahead.next();
+        double* out = state_.values.data() + offset;
+        if (state_.blank && block == 0) std::fill_n(out, schedule_.tile_size(tile), 0.0);
+        multiply(strip, slice, tile, block, out, ahead);
+      });
+    }
+  }
+
+  // A quarter of a group, or null after the last one of the panel.
+  const void* part_of_panel(const Strip& strip, std::size_t part) const {
+    const std::size_t column = (strip.first_column / kGroup<T> + part / 4) * kGroup<T>;
+    if (column >= strip.first_column + strip.vectors * kernels_.lanes) return nullptr;
+    return packed(pairs_[strip.pair].col_view, column, 0) + part % 4 * (depth_ / 4) * kGroup<T>;
+  }
+
+  void multiply(const Strip& strip, std::size_t slice, Tile tile, std::size_t block, double* out, const void* ahead) const {
+    const Pair& pair = pairs_[strip.pair];
+    const T* columns[kLargestVectors];
+    for (std::size_t v = 0; v < tile.vectors; ++v)
+      columns[v] = packed(pair.col_view, strip.first_column + (tile.first_vector + v) * kernels_.lanes, block);
+    kernels_.tile(rows_in(block), columns, tile.vectors, packed(pair.row_view, slice * kernels_.slice, block), out,
+                  ahead ? ahead : columns[0]);
+  }
+
+  ProductKernels<T> kernels_;
+  RawArray<T> packed_;
+  AlignedArray<T> shift_;
+  TeamChoice team_;
+};
+
+}  // namespace streamcca
