@@ -13,13 +13,15 @@ import numpy as np
 from streamcca.cca import FULL, VARIANCE_99, Measure, Progress, correlate
 from streamcca.errors import InputError, LayerError, StreamCCAWarning
 from streamcca.layers import Layers
+from streamcca.masks import Mask
 from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.results import CCAResult, LayerComparison
-from streamcca.rows import ROW_RULES, RowRule, check_equal_counts, choose_pooling, describe_rows
+from streamcca.rows import Rows, check_equal_counts, check_rows, choose_ways, describe_rows
 from streamcca.sources import progress_bar
 from streamcca.subspace import Rule, parse_rule, truncate_view
+from streamcca.tap import LayerTap
 from streamcca.views import check_option
-from streamcca.watch import LayerTap, check_same_layers
+from streamcca.watch import check_same_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +44,8 @@ def compare(
     rank: int | tuple[int, int] | None = None,
     side: str = "x",
     ridge: float = 0.0,
-    rows: RowRule = "auto",
+    rows: Rows = "auto",
+    mask: Mask = "auto",
     forward: Forward | None = None,
     precision: Precision = "auto",
     nonfinite: NonFinite = "raise",
@@ -70,8 +73,8 @@ def compare(
         As in `svcca`; without a rule SVCCA keeps 99 % of the variance, CCA and PWCCA everything.
     side : 'x' or 'y'
         For PWCCA: whose neurons weigh, those of `model_a` or of `model_b`.
-    rows : 'auto', 'positions', 'tokens' or 'pool'
-        What a row is, the same for all layers; see `watch`. The result's ``.rows`` says what was used.
+    rows, mask
+        What a row is, and which tokens count; see `watch`. The result's ``.rows`` says what was used.
     forward : callable ``(model, batch) -> anything``, optional
         How to run a model on a batch, if the above does not fit.
     precision, nonfinite, device, threads
@@ -99,13 +102,13 @@ def compare(
     >>> compare(net_a, net_b, torch.randn(500, 8), precision="float64").matrix.shape
     (2, 2)
     """
-    check_option("rows", rows, ROW_RULES)
+    check_rows(rows)
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
     check_option("measure", measure, ("svcca", "cca", "pwcca"))
     check_option("side", side, ("x", "y"))
     taps = (
-        LayerTap(model_a, layers, device),
-        LayerTap(model_b, layers if layers_b is None else layers_b, device),
+        LayerTap(model_a, layers, device, mask),
+        LayerTap(model_b, layers if layers_b is None else layers_b, device, mask),
     )
     options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
     moments = _accumulate(taps, (model_a, model_b), loader, forward or _call, rows, options, progress)
@@ -124,14 +127,15 @@ def compare(
             "allow_inaccurate": allow_inaccurate,
         },
     )
-    grids = {f"{i}{name}": grid for i, tap in enumerate(taps) for name, grid in tap.grids.items()}
+    grids = {f"{i}{name}": tap.grids[name] for i, tap in enumerate(taps) for name in tap.ways}
+    ways = {f"{i}{name}": way for i, tap in enumerate(taps) for name, way in tap.ways.items()}
     return LayerComparison(
         measure=measure,
         layers_a=tuple(names[0]),
         layers_b=tuple(names[1]),
         results=results,
         n=moments.n,
-        rows=describe_rows(grids, bool(taps[0].pooled)),
+        rows=describe_rows(grids, ways),
     )
 
 
@@ -175,7 +179,7 @@ def _accumulate(
     models: tuple[Module, Module],
     loader: Any,
     forward: Forward,
-    rows: RowRule,
+    rows: Rows,
     options: dict[str, Any],
     progress: Progress,
 ) -> Moments:
@@ -206,10 +210,13 @@ def _accumulate(
     return moments
 
 
-def _take(taps: tuple[LayerTap, LayerTap], rows: RowRule) -> dict[str, Tensor]:
+def _take(taps: tuple[LayerTap, LayerTap], rows: Rows) -> dict[str, Tensor]:
     grids = {f"{'ab'[i]}:{name}": grid for i, tap in enumerate(taps) for name, grid in tap.peek().items()}
-    pooled = choose_pooling(grids, rows)
-    result = {f"{'ab'[i]}:{name}": x for i, tap in enumerate(taps) for name, x in tap.take(pooled).items()}
+    ways = choose_ways(grids, rows, name_of=lambda name: name[2:])
+    result = {}
+    for i, tap in enumerate(taps):
+        own = {name[2:]: way for name, way in ways.items() if name.startswith("ab"[i])}
+        result.update({f"{'ab'[i]}:{name}": x for name, x in tap.take(own).items()})
     if {name[0] for name in result} != {"a", "b"}:
         raise LayerError("no layer of one of the models was called in its forward pass; choose other layers=")
     check_equal_counts(result)

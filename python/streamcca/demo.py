@@ -15,8 +15,9 @@ from streamcca._backend import FloatArray
 from streamcca._memory import peak_resident, reset_peak
 from streamcca.compare import compare, eval_mode
 from streamcca.results import LayerComparison
+from streamcca.rows import Way
 from streamcca.sources import progress_bar
-from streamcca.watch import LayerTap
+from streamcca.tap import LayerTap
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,13 +128,14 @@ def _layers_in_memory(model: Module, images: Tensor, layers: Any) -> dict[str, F
     """Return the whole activation matrix of every layer, averaged over positions as the comparison does."""
     tap = LayerTap(model, layers)
     collected: dict[str, list[FloatArray]] = {name: [] for name in tap.modules}
+    ways: dict[str, Way] = dict.fromkeys(tap.modules, "pool")
     try:
         tap.attach()
         with eval_mode(model):
             for batch in images.split(_BATCH):
                 model(batch)
                 tap.peek()
-                for name, rows in tap.take(pooled=True).items():
+                for name, rows in tap.take(ways).items():
                     collected[name].append(rows.numpy().astype(np.float64))
     finally:
         tap.detach()

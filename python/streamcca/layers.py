@@ -75,7 +75,7 @@ def _matches(modules: dict[str, Any], selector: Any) -> set[str]:
     if isinstance(selector, str):
         if selector in modules:
             return {selector}
-        pattern = _glob(selector)
+        pattern = glob_pattern(selector)
         found = {name for name in modules if pattern.fullmatch(name)}
     elif isinstance(selector, re.Pattern):
         found = {name for name in modules if selector.fullmatch(name)}
@@ -93,7 +93,8 @@ def _matches(modules: dict[str, Any], selector: Any) -> set[str]:
     return found
 
 
-def _glob(text: str) -> re.Pattern[str]:
+def glob_pattern(text: str) -> re.Pattern[str]:
+    """Return the expression of a glob: ``*``, ``?``, ``[12]`` within one part of a dotted name, ``**`` across."""
     parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", text)
     wild = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
 

@@ -5,17 +5,24 @@ torch is only used through the tensors that arrive; importing this module does n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from streamcca.errors import LayerError
+from streamcca.errors import InputError, LayerError
+from streamcca.layers import glob_pattern
+from streamcca.views import check_option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RowRule = Literal["auto", "positions", "tokens", "pool"]
-ROW_RULES = ("auto", "positions", "tokens", "pool")
+RowRule = (
+    Literal["auto", "positions", "tokens", "pool", "flatten", "first", "cls", "last"] | Callable[["Tensor"], "Tensor"]
+)
+Rows = RowRule | Mapping[str, RowRule]
+_RULES = ("auto", "positions", "tokens", "pool", "flatten", "first", "cls", "last")
+# What a rule comes to for one layer.
+Way = Literal["each", "pool", "flatten", "first", "last"] | Callable[["Tensor"], "Tensor"]
 
 # Modules that say where the features of their output lie. Of what any other module returns (activations,
 # containers, a user's own), the last output of the same shape in the same forward decides.
@@ -101,47 +108,151 @@ def output_tensor(layer: str, output: Any) -> Tensor:
     return tensor.detach()
 
 
-def choose_pooling(grids: Mapping[str, Grid], rows: RowRule) -> bool:
-    """Decide whether samples are averaged over their positions or tokens.
+def check_rows(rows: object) -> None:
+    """Refuse what is no rule for rows.
 
-    'auto' keeps every position (token) as a row when all layers have the same grid, so that rows of
-    different layers belong together; otherwise it averages, and a row is a sample.
+    Raises
+    ------
+    InputError
     """
-    if rows == "auto":
-        return len({(grid.kind, grid.size) for grid in grids.values()}) > 1
-    if rows == "pool":
-        return True
-    for layer, grid in grids.items():
-        if grid.kind not in ("samples", rows):
-            raise LayerError(
-                f"rows={rows!r}: the output of layer {layer!r} consists of {grid.kind}, expected {rows}; use "
-                "rows='auto' or 'pool'"
-            )
-    return False
+    if isinstance(rows, Mapping) and not rows:
+        raise InputError("rows: got an empty mapping, expected layers (names or globs) and their rules")
+    for rule in rows.values() if isinstance(rows, Mapping) else [rows]:
+        if not callable(rule):
+            check_option("rows", rule, _RULES)
 
 
-def describe_rows(grids: Mapping[str, Grid], pooled: bool) -> str:
+def choose_ways(grids: Mapping[str, Grid], rows: Rows, name_of: Callable[[str], str] = str) -> dict[str, Way]:
+    """Decide for each layer what becomes of its outputs.
+
+    'auto' keeps every position (token) as a row when all its layers have the same grid, so that rows of different
+    layers belong together; otherwise it averages, and a row is a sample. In a mapping the first pattern that matches
+    counts; `name_of` gives the layer's name that patterns are held against.
+
+    Raises
+    ------
+    LayerError
+        A layer has no rule, or one that does not fit its outputs.
+    """
+    if not isinstance(rows, Mapping):
+        return _ways_of(grids, rows)
+    rules = {layer: _rule_for(name_of(layer), rows) for layer in grids}
+    ways: dict[str, Way] = {}
+    for rule in rows.values():
+        ways.update(_ways_of({layer: grid for layer, grid in grids.items() if rules[layer] is rule}, rule))
+    return {layer: ways[layer] for layer in grids}
+
+
+def _rule_for(layer: str, rows: Mapping[str, RowRule]) -> RowRule:
+    for pattern, rule in rows.items():
+        if glob_pattern(pattern).fullmatch(layer):
+            return rule
+    raise LayerError(f"rows: no rule for layer {layer!r}; name it, or end the mapping with '**': 'auto'")
+
+
+def _ways_of(grids: Mapping[str, Grid], rule: RowRule) -> dict[str, Way]:
+    way: Way
+    if callable(rule):
+        way = rule
+    elif rule == "auto":
+        way = "pool" if len({(grid.kind, grid.size) for grid in grids.values()}) > 1 else "each"
+    elif rule == "pool" or rule == "flatten":
+        way = rule
+    else:
+        wanted = "positions" if rule == "positions" else "tokens"
+        for layer, grid in grids.items():
+            if grid.kind not in ("samples", wanted):
+                raise LayerError(
+                    f"rows={rule!r}: the output of layer {layer!r} consists of {grid.kind}, expected {wanted}; use "
+                    "rows='auto' or 'pool'"
+                )
+        way = "last" if rule == "last" else "first" if rule in ("first", "cls") else "each"
+    return dict.fromkeys(grids, way)
+
+
+_NAMES = {"flatten": "samples (flattened)", "first": "samples (first token)", "last": "samples (last token)"}
+
+
+def describe_rows(grids: Mapping[str, Grid], ways: Mapping[str, Way]) -> str:
     """Name what a row is, for results and plots."""
-    kinds = sorted({grid.kind for grid in grids.values()} - {"samples"})
-    if not kinds:
-        return "samples"
-    return f"samples (averaged over {' or '.join(kinds)})" if pooled else " or ".join(kinds)
+    names: list[str] = []
+    for layer, grid in grids.items():
+        way = ways[layer]
+        if callable(way):
+            name = f"rows of {getattr(way, '__name__', type(way).__name__)}"
+        elif grid.kind == "samples":
+            name = "samples"
+        elif way == "pool":
+            kinds = sorted({grids[x].kind for x in grids if ways[x] == "pool"} - {"samples"})
+            name = f"samples (averaged over {' or '.join(kinds)})"
+        else:
+            name = grid.kind if way == "each" else _NAMES[way]
+        names.append(name)
+    told = [name for name in dict.fromkeys(sorted(names)) if name != "samples"]
+    return " or ".join(told) or "samples"
 
 
-def to_rows(tensor: Tensor, grid: Grid, pooled: bool) -> Tensor:
+def to_rows(layer: str, tensor: Tensor, grid: Grid, way: Way, valid: Tensor | None = None) -> Tensor:
     """Return the rows of an output as a tensor (n, d) that shares no memory with it.
 
-    Averages are formed in float32, or in float64 for float64 outputs.
+    `valid` says which tokens count (samples, tokens); padding becomes no row and no part of an average. Averages are
+    formed in float32, or in float64 for float64 outputs.
+
+    Raises
+    ------
+    LayerError
+        A callable returns no rows, or padded samples should be flattened.
     """
+    if callable(way):
+        return _called(layer, way, tensor)
     if grid.kind == "samples":
-        return tensor.clone()
+        return tensor.clone() if valid is None else tensor[valid.flatten().to(tensor.device)]
     features_last = tensor if grid.axis == -1 else tensor.movedim(1, -1)
-    if pooled:
+    if way == "flatten":
+        if valid is not None:
+            raise LayerError(
+                f"rows='flatten': samples of layer {layer!r} have padding, and would differ in meaning from feature to "
+                "feature; use 'tokens', 'pool', 'first' or 'last', or mask=None"
+            )
+        return tensor.flatten(1).clone()
+    if way == "first" or way == "last":
+        return _one_token(features_last, way, valid)
+    if way == "pool":
         wide = features_last if tensor.element_size() >= 4 else features_last.float()
-        return wide.flatten(1, -2).mean(dim=1)
+        if valid is None:
+            return wide.flatten(1, -2).mean(dim=1)
+        counted = valid.to(wide.device).unsqueeze(-1)
+        # Padding may hold anything, also NaN: it is left out, not multiplied by zero.
+        sums = wide.masked_fill(~counted, 0).sum(dim=1)
+        return (sums / counted.sum(dim=1))[counted.squeeze(-1).any(dim=1)]
     rows = features_last.reshape(-1, features_last.shape[-1])
+    if valid is not None:
+        return rows[valid.flatten().to(rows.device)]
     shares = rows.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     return rows.clone() if shares else rows
+
+
+def _one_token(tokens: Tensor, way: Literal["first", "last"], valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return tokens[:, 0 if way == "first" else -1].clone()
+    counted = valid.to(tokens.device)
+    if way == "first":
+        index = counted.int().argmax(dim=1)
+    else:
+        index = counted.shape[1] - 1 - counted.flip(1).int().argmax(dim=1)
+    some = counted.any(dim=1)
+    return tokens[some.nonzero().squeeze(1), index[some]]
+
+
+def _called(layer: str, way: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    rows = way(tensor)
+    if getattr(rows, "ndim", 0) != 2:
+        shape = tuple(getattr(rows, "shape", ()))
+        raise LayerError(
+            f"rows: the callable returned a {type(rows).__name__} of shape {shape} for layer {layer!r}, expected a "
+            "tensor (rows, features)"
+        )
+    return rows.detach().clone()
 
 
 def check_equal_counts(rows: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,217 @@
+"""Hooks on the layers of one model: copies of their rows, one forward at a time."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from streamcca.errors import LayerError, StreamCCAWarning
+from streamcca.layers import Layers, select_layers, selectors_of
+from streamcca.masks import Mask, MaskFinder, Masks
+from streamcca.rows import Grid, Way, features_axis, grid_of, output_tensor, to_rows
+from streamcca.views import check_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class Hook:
+    """A hook that works on one module object only, and is inert in copies and pickles of it (EMA, checkpoints)."""
+
+    def __init__(self, module: Module, action: Callable[..., None]) -> None:
+        self._module = weakref.ref(module)
+        self._action: Callable[..., None] | None = action
+
+    def __call__(self, module: Module, *arguments: Any) -> None:
+        """Act, if this is the module."""
+        if self._action is not None and module is self._module():
+            self._action(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
+        return _inert_hook()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_inert_hook, ())
+
+
+def _inert_hook() -> Hook:
+    hook = Hook.__new__(Hook)
+    hook._action = None
+    return hook
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What one call of a layer brought: its rows, or the whole output while it is not decided what a row is."""
+
+    tensor: Tensor
+    grid: Grid
+    valid: Tensor | None  # tokens that count
+    whole: bool
+
+
+class _Forward(threading.local):
+    """What one thread's forward pass has brought so far."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.running = False
+        self.masks: Masks | None = None
+        self.outputs: dict[str, list[_Output]] = {}
+        self.axes: dict[tuple[int, ...], int] = {}  # shape of a 3-D or larger output -> axis of its features
+
+
+class LayerTap:
+    """Hooks on some layers of one model: copies of their rows, one forward at a time.
+
+    Layers are listened to only while the model itself runs, so the recomputation of activation
+    checkpointing and calls of a layer on its own are not counted.
+    """
+
+    def __init__(self, model: Module, layers: Layers, device: str | None = None, mask: Mask = "auto") -> None:
+        check_device(device)
+        self.modules = select_layers(model, layers)
+        self.grids: dict[str, Grid] = {}
+        self.called: set[str] = set()
+        self.repeated: set[str] = set()  # chosen by a pattern, left out because they run more than once
+        self.forwards = 0
+        self.ways: dict[str, Way] = {}  # empty: not decided yet, outputs are kept as they are
+        self._model = model
+        self._selectors = selectors_of(layers)
+        self._device = device
+        self._masks = MaskFinder(model, mask)
+        self._forward = _Forward()
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        begin = Hook(self._model, self._begin)
+        self._handles.append(self._model.register_forward_pre_hook(begin, with_kwargs=True))
+        for module in self._model.modules():
+            if features_axis(module) is not None:
+                self._add(module, self._axis_recorder(module))
+        for name, module in self.modules.items():
+            self._add(module, self._output_recorder(name, module))
+        self._add(self._model, self._end)
+
+    def _add(self, module: Module, action: Callable[..., None]) -> None:
+        self._handles.append(module.register_forward_hook(Hook(module, action)))
+
+    def detach(self) -> None:
+        """Remove the hooks and forget what is pending. Safe to call twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._forward = _Forward()
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._forward.clear()  # also of what an exception in an earlier forward left
+        self._forward.masks = self._masks.find(args, kwargs)
+        self._forward.running = True
+
+    def _end(self, *_: Any) -> None:
+        self._forward.running = False
+        self._forward.axes = {}
+        self._forward.masks = None
+        self.forwards += 1
+
+    def _axis_recorder(self, module: Module) -> Callable[..., None]:
+        axis = features_axis(module)
+
+        def record(_: Any, output: Any) -> None:
+            if self._forward.running and axis is not None and getattr(output, "ndim", 0) > 2:
+                self._forward.axes[tuple(output.shape)] = axis
+
+        return record
+
+    def _output_recorder(self, name: str, module: Module) -> Callable[..., None]:
+        own_axis = features_axis(module)
+
+        def record(_: Any, output: Any) -> None:
+            if not self._forward.running or name in self.repeated:
+                return
+            tensor = output_tensor(name, output)
+            axis = own_axis if own_axis is not None else self._forward.axes.get(tuple(tensor.shape))
+            grid = grid_of(tensor, axis)
+            valid = self._valid_tokens(name, tensor, grid)
+            if self._device is not None:
+                tensor = tensor.to(self._device)
+            # Copied at once: a following in-place operation must not reach the rows.
+            whole = name not in self.ways
+            rows = tensor.clone() if whole else to_rows(name, tensor, grid, self.ways[name], valid)
+            self._forward.outputs.setdefault(name, []).append(_Output(rows, grid, valid, whole))
+
+        return record
+
+    def _valid_tokens(self, name: str, tensor: Tensor, grid: Grid) -> Tensor | None:
+        if self._forward.masks is None or grid.kind == "positions":
+            return None
+        tokens = int(tensor.shape[1]) if grid.kind == "tokens" else None
+        return self._forward.masks.of(name, int(tensor.shape[0]), tokens)
+
+    def peek(self) -> dict[str, Grid]:
+        """Return the grids of the last forward's layers, after leaving out those that cannot be lined up.
+
+        Raises
+        ------
+        LayerError
+            A layer that was asked for by name ran more than once.
+        """
+        outputs = self._forward.outputs
+        for name in [name for name, calls in outputs.items() if len(calls) > 1 and len(self.modules) > 1]:
+            if name in self._selectors:
+                raise LayerError(
+                    f"layer {name!r} ran {len(outputs[name])} times in one forward, so that its rows do not line up "
+                    "with those of the others; leave it out of layers=, or watch it alone"
+                )
+            self.repeated.add(name)
+            del outputs[name]
+        for name, calls in outputs.items():
+            self.grids.setdefault(name, calls[0].grid)
+        self.called.update(outputs)
+        return {name: self.grids[name] for name in outputs}
+
+    def take(self, ways: Mapping[str, Way]) -> dict[str, Tensor]:
+        """Return the rows (n, d) of every layer called in the last forward, and keep no reference.
+
+        The first call decides what a row is; later ones stay with it.
+        """
+        import torch
+
+        outputs, self._forward.outputs = self._forward.outputs, {}
+        if not self.ways:
+            self.ways = {name: ways[name] for name in outputs}
+        result: dict[str, Tensor] = {}
+        for name, calls in outputs.items():
+            way = self.ways.get(name, "each")  # a layer that is new now is refused with a better sentence later
+            rows = [to_rows(name, x.tensor, x.grid, way, x.valid) if x.whole else x.tensor for x in calls]
+            result[name] = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return result
+
+    def report_silent(self) -> tuple[str, ...]:
+        """Return the layers without rows; raise for those asked for by name, warn for the rest.
+
+        Raises
+        ------
+        LayerError
+        """
+        silent = tuple(name for name in self.modules if name not in self.called)
+        for name in silent:
+            if name in self._selectors:
+                raise LayerError(
+                    f"layer {name!r} was never called in {self.forwards} forward passes of the model; some modules "
+                    "only hold weights that their parent uses: watch the parent, or leave it out of layers="
+                )
+        never = [name for name in silent if name not in self.repeated]
+        for names, why in ((never, "never called"), (sorted(self.repeated), "called more than once in a forward")):
+            if names:
+                text = f"layers {why}, hence without moments: {', '.join(names)}"
+                warnings.warn(StreamCCAWarning(text), stacklevel=3)
+        return silent
