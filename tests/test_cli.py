@@ -184,8 +184,8 @@ def test_as_a_module_and_interrupted(tmp_path):
         text=True,
         env=os.environ,
     )
-    # Not as soon as it is open, when modules are still imported: Python can lose a Ctrl-C there, or, where it falls into
-    # evaluated source (a namedtuple), ends by SIGINT in spite of the exit code; a shell calls that 130 as well.
+    # Not as soon as it is open, when modules are still imported: Python can lose a Ctrl-C there; where it falls into
+    # evaluated source (a namedtuple), it ends by SIGINT in spite of the exit code; a shell calls that 130 as well.
     while bytes_read(process, "y.npy") < 2**20:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
