@@ -411,7 +411,7 @@ def test_ctrl_c_is_honored_between_blocks():
 def test_a_signal_handler_may_read_but_not_change_the_moments():
     """The handler runs between two blocks of an update, in the same thread."""
     x = np.random.default_rng(0).standard_normal((300_000, 256)).astype(np.float32)
-    m = sc.Moments({"a": 256})
+    m = sc.Moments({"a": 256}, precision="float64", threads=2)  # slow enough to be met by the signal
     seen = []
 
     def handler(*_):
@@ -429,7 +429,7 @@ def test_a_signal_handler_may_read_but_not_change_the_moments():
 
     old = signal.signal(signal.SIGALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
         while not seen:
             m.update(a=x)
     finally:

@@ -209,6 +209,14 @@ void Accumulator::update(const std::vector<Rows>& rows, const double* weights, c
   const bool piecewise = copy_is_cheaper_than(rows);
   if (piecewise) save_checkpoint();
   for (Run rest{0, count}; rest.count;) {
+    if (piecewise && !weights && settled_) {
+      context.shifts = largest_shifts();
+      const MagnitudeCheck check(rows, context);
+      const std::size_t added = add_blocks(rows, rest, nullptr, nullptr, &check);
+      if (added) between_blocks();
+      rest = {rest.first + added, rest.count - added};
+      if (added) continue;
+    }
     const Run piece{rest.first, piecewise ? rows_to_take(rest.count) : rest.count};
     rest = {piece.first + piece.count, rest.count - piece.count};
     Selection selection;
@@ -222,9 +230,6 @@ void Accumulator::update(const std::vector<Rows>& rows, const double* weights, c
     }
     // From here on only `poll` may throw.
     skipped_ += selection.skipped;
-    if (!selection.runs.empty()) {
-      for (const Rows& view : rows) row_unit_ = std::min(row_unit_, unit_roundoff(view.dtype));
-    }
     for (const Run& run : selection.runs) consume(rows, run, weights ? roots.data() : nullptr, weights, between_blocks);
   }
 }
@@ -250,19 +255,37 @@ std::size_t Accumulator::rows_to_take(std::size_t available) const {
 void Accumulator::consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights,
                           const std::function<void()>& between_blocks) {
   while (run.count) {
+    const double* run_roots = roots ? roots + run.first : nullptr;
+    if (const std::size_t added = add_blocks(rows, run, run_roots, weights, nullptr)) {
+      run = {run.first + added, run.count - added};
+      between_blocks();
+      continue;
+    }
     const std::size_t count = rows_to_take(run.count);
     if (settled_) {
-      store_->append(rows, run.first, count, roots ? roots + run.first : nullptr, threads_);
+      store_->append(rows, run.first, count, run_roots, threads_);
     } else {
       append_to_head(rows, run.first, count, roots);
     }
-    count_rows(run.first, count, weights);
+    count_rows(rows, {run.first, count}, weights);
     run.first += count;
     run.count -= count;
     if (!settled_ && head_.roots.size() == block_depth(products_)) settle();
     if (settled_ && store_->has_full_block()) store_->flush(threads_, {&rows, run.first, rows[0].rows - run.first});
     between_blocks();
   }
+}
+
+// Whole blocks, by a team that takes one each, as far as their values are fine: how many rows, and none where that does not pay.
+std::size_t Accumulator::add_blocks(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights,
+                                    const MagnitudeCheck* check) {
+  const std::size_t blocks = settled_ ? store_->blocks_to_add(run.count, threads_) : 0;
+  if (!blocks) return 0;
+  MomentStore::Passes passes;
+  if (check) passes = [check](Run piece) { return check->passes(piece, 1); };
+  const std::size_t added = store_->depth() * store_->add_blocks(rows, run.first, blocks, roots, threads_, passes);
+  count_rows(rows, {run.first, added}, weights);
+  return added;
 }
 
 void Accumulator::append_to_head(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots) {
@@ -275,9 +298,12 @@ void Accumulator::append_to_head(const std::vector<Rows>& rows, std::size_t firs
   for (std::size_t i = first; i < first + count; ++i) head_.roots.push_back(roots ? roots[i] : 1.0);
 }
 
-void Accumulator::count_rows(std::size_t first, std::size_t count, const double* weights) {
-  rows_ += count;
-  for (std::size_t i = first; i < first + count; ++i) {
+void Accumulator::count_rows(const std::vector<Rows>& rows, Run run, const double* weights) {
+  if (run.count) {
+    for (const Rows& view : rows) row_unit_ = std::min(row_unit_, unit_roundoff(view.dtype));
+  }
+  rows_ += run.count;
+  for (std::size_t i = run.first; i < run.first + run.count; ++i) {
     const double weight = weights ? weights[i] : 1.0;
     weight_ += weight;
     block_weight_ += weight;

@@ -103,11 +103,12 @@ class Accumulator {
   bool copy_is_cheaper_than(const std::vector<Rows>& rows) const;
   void save_checkpoint();
   std::size_t rows_to_take(std::size_t available) const;
+  std::size_t add_blocks(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights, const MagnitudeCheck* check);
   void start(Products products);
   void consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights,
                const std::function<void()>& between_blocks);
   void append_to_head(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots);
-  void count_rows(std::size_t first, std::size_t count, const double* weights);
+  void count_rows(const std::vector<Rows>& rows, Run run, const double* weights);
   void settle();
   void flush();
   void close_block();

@@ -10,7 +10,7 @@ static_assert(kUnitDepth <= kLongestBlock, "pending rows of a state file");
 
 Layout MatrixStore::layout(const std::vector<View>& views) {
   const Geometry geometry{kLanes, kSide, kSide, kLanes, 8, 4};
-  return {geometry, kUnitDepth, blocks_at_once(Schedule::groups(views, geometry) * kUnitDepth * kLineBytes)};
+  return {geometry, kUnitDepth, blocks_at_once(Schedule::groups(views, geometry) * kUnitDepth * kLineBytes), false};
 }
 
 std::size_t MatrixStore::products_per_value(const std::vector<View>& views, const std::vector<Pair>& pairs) {
@@ -89,12 +89,13 @@ void MatrixStore::multiply_pending(int team, Upcoming upcoming) {
   std::atomic<std::size_t> untaken{0};
 #pragma omp parallel num_threads(team) if (team > 1)
   {
-    const std::size_t begin = first_group_of(thread_number(), team), end = first_group_of(thread_number() + 1, team);
+    const int size = team_size();
+    const std::size_t begin = first_group_of(thread_number(), size), end = first_group_of(thread_number() + 1, size);
     for (std::size_t g = begin; g < end; ++g) look_at(g, &forms_);
 #pragma omp barrier
     split(begin, end, &forms_);
 #pragma omp barrier
-    Lookahead lookahead(upcoming, team, thread_number(), depth_ / 4 * kLineBytes);
+    Lookahead lookahead(upcoming, size, thread_number(), depth_ / 4 * kLineBytes);
     Waiting waiting;
     waiting.rows = 0;
     unit_.enter();

@@ -20,11 +20,14 @@ std::size_t second_level_cache() {
   return std::size_t{1} << 20;
 }
 
+// Bytes of one packed block, up to which each thread has one of its own.
+constexpr std::size_t kLargestRelayed = std::size_t{1} << 20;
+
 template <class T>
 Layout layout_of(const std::vector<View>& views, const ProductKernels<T>& kernels) {
   const Geometry geometry{kernels.lanes, kernels.vectors * kernels.lanes, kernels.slice, kGroup<T>, 16, 8};
-  const std::size_t depth = block_depth(Products::f32);
-  return {geometry, depth, blocks_at_once(Schedule::groups(views, geometry) * depth * kLineBytes)};
+  const std::size_t depth = block_depth(Products::f32), bytes = Schedule::groups(views, geometry) * depth * kLineBytes;
+  return {geometry, depth, blocks_at_once(bytes), bytes <= kLargestRelayed};
 }
 
 }  // namespace
@@ -40,6 +43,7 @@ MomentStore::MomentStore(const std::vector<View>& views, const std::vector<Pair>
       schedule_(views, pairs, layout.geometry),
       depth_(layout.depth),
       blocks_(layout.blocks),
+      relay_(layout.relay),
       roots_(depth_ * blocks_, 1.0),
       sums_(schedule_.groups() * layout.geometry.group),
       squares_(sums_.size()),
@@ -49,6 +53,15 @@ MomentStore::MomentStore(const std::vector<View>& views, const std::vector<Pair>
 std::size_t MomentStore::rows_to_append(std::size_t available) const {
   const std::size_t full = std::min((fill_ + available) / depth_, blocks_);
   return full ? full * depth_ - fill_ : available;
+}
+
+// As many as one thread surely does between two looks at Ctrl-C.
+std::size_t MomentStore::blocks_to_add(std::size_t available_rows, int threads) const {
+  constexpr double seconds = 0.1;
+  const std::size_t blocks = available_rows / depth_;
+  if (!relay_ || fill_ || blocks < 2 || thread_count(threads) == 1) return 0;
+  const double products = static_cast<double>(schedule_.state_size() * depth_);
+  return std::min(blocks, std::max(std::size_t{16}, static_cast<std::size_t>(seconds * kProductsPerSecond / products)));
 }
 
 bool MomentStore::on_matrix_unit(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,

@@ -6,11 +6,13 @@
 //   state[a,b] = sum_i p_i q_i'
 //
 // Rows are packed in the product type; when a block of `depth` rows is full, or several are, every tile of the schedule
-// takes the product of each block, one after the other. Threads own tiles, so neither their number, nor the cut of the
-// rows into batches, nor how many blocks were waiting changes a bit. Once reserve() and set_shift() have returned, only read_* with pending
-// rows allocates.
+// takes the product of each block, one after the other. A team works in one of two ways: all on the same block, each thread on
+// tiles of its own (flush); or each on a block of its own, with the tiles handed from block to block in order (add_blocks). So neither
+// the number of threads, nor the cut of the rows into batches, nor how many blocks were waiting changes a bit. Once reserve() and
+// set_shift() have returned, only read_* with pending rows allocates, and add_blocks, which can do without.
 #pragma once
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -35,16 +37,27 @@ constexpr double smallest_step(Products products) { return products == Products:
 constexpr std::size_t block_depth(Products) { return 256; }
 constexpr std::size_t kLongestBlock = 512;
 
+// What one thread surely does in a second, for the choice of a team.
+constexpr double kProductsPerSecond = 2e10;
+constexpr double kElementsPackedPerSecond = 1e9;
+
 // How a store cuts the work: tiles, rows per block, blocks that can be pending at once.
 struct Layout {
   Geometry geometry;
   std::size_t depth = 0;
   std::size_t blocks = 0;
+  bool relay = false;  // whether add_blocks takes any
 };
 
 // Blocks that are taken in one go where a batch has them: of narrow views one block is so little work that starting
 // threads and sharing out its tiles would cost a good part of it. Half of the second-level cache, as it stays there.
 std::size_t blocks_at_once(std::size_t block_bytes);
+
+// Consecutive rows [first, first + count) of a batch.
+struct Run {
+  std::size_t first = 0;
+  std::size_t count = 0;
+};
 
 // One vector per view.
 using PerView = std::vector<std::vector<double>>;
@@ -95,6 +108,16 @@ class MomentStore {
   virtual void append(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads) = 0;
   // Adds the pending rows into the state, also those of an unfilled block.
   virtual void flush(int threads, Upcoming upcoming = {}) = 0;
+
+  // The other way to add rows, while none are pending: each thread of a team packs and multiplies some whole blocks in memory of its
+  // own, and strip after strip takes them in their order. Threads then share the state alone, a strip at a time, and wait for nobody
+  // once they are a strip apart. Takes count = blocks_to_add() blocks from row `first` on; returns how many it added, fewer if
+  // passes() is false for some of them: these and all after them are left. `passes` may be null; threads call it.
+  using Passes = std::function<bool(Run)>;
+  std::size_t blocks_to_add(std::size_t available_rows, int threads) const;
+  virtual std::size_t add_blocks(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads,
+                                 const Passes& passes) = 0;
+  std::size_t depth() const { return depth_; }
   std::size_t state_bytes() const { return schedule_.state_size() * sizeof(double); }
 
   // Sums and squares of one view, moments of one pair, with or without the pending rows; the store does not
@@ -145,6 +168,7 @@ class MomentStore {
   Schedule schedule_;
   std::size_t depth_;
   std::size_t blocks_;  // that can be pending at once
+  bool relay_;
   std::size_t fill_ = 0;
   std::vector<double> roots_;  // of the pending rows
   // Columns of all groups of all views: of the full blocks, and of the one that is being filled.

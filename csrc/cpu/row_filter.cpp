@@ -114,6 +114,25 @@ double check_weights(const double* weights, std::size_t count) {
   return largest;
 }
 
+// What is packed is x - shift, and as long as the shift is not fixed it may become as large as any x.
+MagnitudeCheck::MagnitudeCheck(const std::vector<Rows>& rows, const FilterContext& context) : rows_(rows), context_(context) {
+  const double total_weight = context.weight_before + static_cast<double>(rows.front().rows) * context.largest_weight;
+  const double packed =
+      context.products == Products::f32 ? kLargest32 / std::sqrt(context.largest_weight) : std::sqrt(kLargestSum64 / total_weight);
+  for (std::size_t view = 0; view < rows.size(); ++view) {
+    limits_.push_back(context.shifts.empty() ? packed / 2 : std::max(0.0, packed - context.shifts[view]));
+    bounds_.push_back(limit_bits(rows[view].dtype, limits_.back()));
+  }
+}
+
+bool MagnitudeCheck::passes(Run piece, int threads) const {
+  if (context_.nonfinite == NonFinite::propagate) return true;
+  for (std::size_t view = 0; view < rows_.size(); ++view) {
+    if (largest_in(rows_[view], piece, context_.kernels, threads) > bounds_[view]) return false;
+  }
+  return true;
+}
+
 Selection select_rows(const std::vector<Rows>& rows, Run piece, const double* weights, const FilterContext& context) {
   Selection result;
   std::vector<bool> keep;
@@ -125,25 +144,16 @@ Selection select_rows(const std::vector<Rows>& rows, Run piece, const double* we
   }
   if (context.nonfinite == NonFinite::propagate) return result;
 
-  // One fast pass; values are looked at singly only when something is wrong. What is packed is x - shift,
-  // and as long as the shift is not fixed it may become as large as any x.
-  std::vector<double> limits;
-  bool any_bad = false;
-  const double total_weight = context.weight_before + static_cast<double>(rows.front().rows) * context.largest_weight;
-  const double packed =
-      context.products == Products::f32 ? kLargest32 / std::sqrt(context.largest_weight) : std::sqrt(kLargestSum64 / total_weight);
-  for (std::size_t view = 0; view < rows.size(); ++view) {
-    limits.push_back(context.shifts.empty() ? packed / 2 : std::max(0.0, packed - context.shifts[view]));
-    const std::uint64_t limit = limit_bits(rows[view].dtype, limits.back());
-    for (const Run& run : result.runs) any_bad = any_bad || largest_in(rows[view], run, context.kernels, context.threads) > limit;
-  }
-  if (!any_bad) return result;
+  // Values are looked at singly only when something is wrong.
+  const MagnitudeCheck check(rows, context);
+  const auto passes = [&](const Run& run) { return check.passes(run, context.threads); };
+  if (std::all_of(result.runs.begin(), result.runs.end(), passes)) return result;
 
   if (keep.empty()) keep.assign(piece.count, true);
   for (std::size_t i = 0; i < piece.count; ++i) {
     bool bad = false;
     for (std::size_t view = 0; view < rows.size() && keep[i]; ++view) {
-      bad = is_bad_row(rows[view], view, piece.first + i, limits[view], context) || bad;
+      bad = is_bad_row(rows[view], view, piece.first + i, check.limit(view), context) || bad;
     }
     if (bad) {
       keep[i] = false;

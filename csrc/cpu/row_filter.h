@@ -13,12 +13,6 @@ namespace streamcca {
 
 enum class NonFinite { raise, skip, propagate };
 
-// Consecutive rows [first, first + count) of a batch.
-struct Run {
-  std::size_t first = 0;
-  std::size_t count = 0;
-};
-
 struct Selection {
   std::vector<Run> runs;
   std::uint64_t skipped = 0;  // rows left out because of a value that is not finite
@@ -34,6 +28,22 @@ struct FilterContext {
   double weight_before;        // of the rows counted before this batch
   double largest_weight;       // of this batch
   int threads;
+};
+
+// The largest magnitudes that rows of a batch may have: one fast look at them, which threads can share out.
+class MagnitudeCheck {
+ public:
+  // Keeps references to both.
+  MagnitudeCheck(const std::vector<Rows>& rows, const FilterContext& context);
+  // Whether all values of a piece are below. Nothing is looked at under `propagate`.
+  bool passes(Run piece, int threads) const;
+  double limit(std::size_t view) const { return limits_[view]; }
+
+ private:
+  const std::vector<Rows>& rows_;
+  const FilterContext& context_;
+  std::vector<double> limits_;         // by view
+  std::vector<std::uint64_t> bounds_;  // the same as bit patterns
 };
 
 // Of a whole batch, at least 1; throws Error (value) for a bad weight.

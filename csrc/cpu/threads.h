@@ -27,6 +27,15 @@ inline int thread_number() {
 #endif
 }
 
+// Threads of the present parallel region: fewer than asked for where OpenMP has a limit, or is inside another region.
+inline int team_size() {
+#ifdef _OPENMP
+  return omp_get_num_threads();
+#else
+  return 1;
+#endif
+}
+
 // Whether a team of threads pays. Starting one costs microseconds; but where something else holds the cores (OpenBLAS's
 // threads spin for 0.1 s after each job), the team waits whole time slices for its last member, and one thread
 // alone is faster: seen are 60 ms instead of 1.5 ms for an update after a small SVCCA on two cores. So a team

@@ -1,7 +1,7 @@
 // The eight tile registers of AMX and the instructions that matrix_amx.cpp uses, in plain loops: a build with
 // STREAMCCA_EMULATE_AMX=ON runs level `amx` on any CPU with AVX-512, for its tests. Some hundred times slower than the unit, so never in a
-// build for users. Sums are formed in the order that Intel documents (TDPBF16PS: sums of even and of odd rows apart, fused), so that the error
-// bounds of matrix_unit.h can be tested; that numbers below 2^-126 count as zero there is not emulated.
+// build for users. Sums are formed in the order that Intel documents (TDPBF16PS: sums of even and of odd rows apart, fused), so that the
+// error bounds of matrix_unit.h can be tested; that numbers below 2^-126 count as zero there is not emulated.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

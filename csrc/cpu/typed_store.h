@@ -5,13 +5,10 @@
 
 #include "core/error.h"
 #include "cpu/moment_store.h"
+#include "cpu/relay.h"
 #include "cpu/threads.h"
 
 namespace streamcca {
-
-// What one thread surely does in a second, for the choice of a team.
-constexpr double kProductsPerSecond = 2e10;
-constexpr double kElementsPackedPerSecond = 1e9;
 
 inline PackSource source_of(const Rows& rows, std::size_t first, std::size_t count) {
   return {rows.row(first), rows.row_stride, rows.col_stride, count, rows.cols};
@@ -44,9 +41,11 @@ class TypedStore : public MomentStore {
   }
 
   static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, const Layout& layout) {
-    const std::size_t rows = layout.depth * layout.blocks + kPadRows;
-    return Schedule::state_size(views, pairs, layout.geometry) * sizeof(double) +
-           Schedule::groups(views, layout.geometry) * rows * kLineBytes;
+    const auto blocks = [&](std::size_t count) {
+      return Schedule::groups(views, layout.geometry) * (layout.depth * count + kPadRows) * kLineBytes;
+    };
+    return Schedule::state_size(views, pairs, layout.geometry) * sizeof(double) + blocks(layout.blocks) +
+           (layout.relay ? static_cast<std::size_t>(thread_count(0)) * blocks(layout.blocks) : 0);
   }
 
   void set_shift(const PerView& shift) override {
@@ -77,6 +76,34 @@ class TypedStore : public MomentStore {
     state_.blank = false;
   }
 
+  std::size_t add_blocks(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads,
+                         const Passes& passes) override {
+    reserve();
+    const auto most = static_cast<std::size_t>(thread_count(threads));
+    own_.resize(most, OwnBlocks(schedule_.groups(), group_stride(), blocks_));
+    // Two turns for each thread at least, so that none is left alone with a long one.
+    const std::size_t each = std::clamp(count / (2 * most), std::size_t{1}, blocks_), turns = (count + each - 1) / each;
+    Relay relay(schedule_.strips().size() + 1, turns);
+    const double products = static_cast<double>(schedule_.state_size()) * static_cast<double>(count * depth_);
+    team_.run(products / kProductsPerSecond, threads, [&](int team) {
+#pragma omp parallel num_threads(team) if (team > 1)
+      {
+        const auto size = static_cast<std::size_t>(team_size()), me = static_cast<std::size_t>(thread_number());
+        const auto rows_of = [&](std::size_t turn) { return turn < turns ? depth_ * std::min(each, count - turn * each) : 0; };
+        for (std::size_t turn = me; turn < relay.end(); turn += size) {
+          const std::size_t before = turn * each * depth_, next = before + size * each * depth_;
+          if (passes && !passes({first + before, rows_of(turn)})) relay.refuse(turn);
+          if (turn >= relay.end()) break;
+          Lookahead lookahead({&rows, first + next, rows_of(turn + size)}, 1, 0, depth_ / 4 * kLineBytes);
+          pack_own(rows, first + before, rows_of(turn) / depth_, roots ? roots + before : nullptr, &own_[me]);
+          carry_through(turn, rows_of(turn) / depth_, own_[me], &relay, lookahead);
+        }
+      }
+    });
+    if (relay.end() > 0) state_.blank = false;
+    return std::min(count, relay.end() * each);
+  }
+
   void read_pair(std::size_t pair, bool with_pending, double* out, int threads) const override {
     const std::size_t blocks = with_pending ? pending_blocks() : 0;
     read_tiles(pair, out, threads, [&](const Strip& strip, std::size_t slice, Tile tile, double* sums) {
@@ -104,20 +131,38 @@ class TypedStore : public MomentStore {
   }
 
  protected:
+  // Packed blocks and, block by block, the sums of their columns: what a thread works on alone.
+  struct OwnBlocks {
+    RawArray<T> packed;
+    AlignedArray<double> sums, squares;
+    OwnBlocks(std::size_t groups, std::size_t stride, std::size_t blocks)
+        : packed(groups * stride), sums(groups * kGroup<T> * blocks), squares(groups * kGroup<T> * blocks) {}
+  };
+
   // 32 x 32, of the matrix unit: the largest tile of any level.
   static constexpr std::size_t kLargestTile = 32 * 32;
   // Unused rows after each group. Without them groups start at multiples of 4096 bytes, and the same row of
   // all groups falls into the same sets of the caches: 5 to 10 % at d = 1024 and 2048.
   static constexpr std::size_t kPadRows = 5;
 
+  // Where packed rows are: the first row of group 0, and the values from one group to the next.
+  template <class Value>
+  struct Packed {
+    Value* first;
+    std::size_t group_stride;
+    Value* group(std::size_t g) const { return first + g * group_stride; }
+  };
+
   std::size_t group_stride() const { return kGroup<T> * (depth_ * blocks_ + kPadRows); }
   const T* group(std::size_t g) const { return packed_.data() + g * group_stride(); }
+  Packed<const T> block_at(std::size_t block) const { return {group(0) + block * depth_ * kGroup<T>, group_stride()}; }
   std::size_t pending_blocks() const { return (fill_ + depth_ - 1) / depth_; }
   std::size_t rows_in(std::size_t block) const { return std::min(depth_, fill_ - block * depth_); }
   // First row of a block in a column of a view.
-  const T* packed(std::size_t view, std::size_t column, std::size_t block) const {
-    return group(schedule_.first_group(view) + column / kGroup<T>) + block * depth_ * kGroup<T> + column % kGroup<T>;
+  const T* packed(std::size_t view, std::size_t column, Packed<const T> block) const {
+    return block.group(schedule_.first_group(view) + column / kGroup<T>) + column % kGroup<T>;
   }
+  const T* packed(std::size_t view, std::size_t column, std::size_t block) const { return packed(view, column, block_at(block)); }
 
   // Threads of a team take neighboring groups, the same ones in packing and after.
   std::size_t first_group_of(int thread, int team) const {
@@ -134,20 +179,26 @@ class TypedStore : public MomentStore {
                      std::size_t end) {
     for (std::size_t done = 0; done < count;) {
       const std::size_t at = fill_ + done, piece = std::min(count - done, depth_ - at % depth_);
-      for (std::size_t view = 0; view < views_.size(); ++view) {
-        const std::size_t from = std::max(begin, schedule_.first_group(view)), to = std::min(end, schedule_.first_group(view + 1));
-        if (from >= to) continue;
-        const std::size_t column = (from - schedule_.first_group(view)) * kGroup<T>;
-        PackSource source = source_of(rows[view], first + done, piece);
-        source.data += static_cast<std::ptrdiff_t>(column) * source.col_stride;
-        source.cols = std::min(source.cols - column, (to - from) * kGroup<T>);
-        const std::size_t g = from * kGroup<T>;
-        kernels_.pack[static_cast<std::size_t>(rows[view].dtype)](&source, shift_.data() + g, roots ? roots + done : nullptr,
-                                                                  packed_.data() + from * group_stride() + at * kGroup<T>, group_stride(),
-                                                                  block_sums_.data() + g, block_squares_.data() + g);
-      }
+      const Packed<T> out{packed_.data() + at * kGroup<T>, group_stride()};
+      pack_groups(rows, first + done, piece, roots ? roots + done : nullptr, begin, end, out, block_sums_.data(), block_squares_.data());
       done += piece;
       if ((fill_ + done) % depth_ == 0) close_block(begin, end);
+    }
+  }
+
+  // `sums` and `squares` are those of all groups.
+  void pack_groups(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, std::size_t begin,
+                   std::size_t end, Packed<T> out, double* sums, double* squares) const {
+    for (std::size_t view = 0; view < views_.size(); ++view) {
+      const std::size_t from = std::max(begin, schedule_.first_group(view)), to = std::min(end, schedule_.first_group(view + 1));
+      if (from >= to) continue;
+      const std::size_t column = (from - schedule_.first_group(view)) * kGroup<T>;
+      PackSource source = source_of(rows[view], first, count);
+      source.data += static_cast<std::ptrdiff_t>(column) * source.col_stride;
+      source.cols = std::min(source.cols - column, (to - from) * kGroup<T>);
+      const std::size_t g = from * kGroup<T>;
+      kernels_.pack[static_cast<std::size_t>(rows[view].dtype)](&source, shift_.data() + g, roots, out.group(from), out.group_stride,
+                                                                sums + g, squares + g);
     }
   }
 
@@ -203,7 +254,7 @@ class TypedStore : public MomentStore {
     std::atomic<std::size_t> untaken{0};
 #pragma omp parallel num_threads(team) if (team > 1)
     {
-      Lookahead lookahead(upcoming, team, thread_number(), depth_ / 4 * kLineBytes);
+      Lookahead lookahead(upcoming, team_size(), thread_number(), depth_ / 4 * kLineBytes);
       for (std::size_t strip = untaken++; strip < strips;) {
         const std::size_t next = untaken++;
         add_strip(schedule_.strips()[strip], next < strips ? &schedule_.strips()[next] : nullptr, lookahead);
@@ -226,6 +277,40 @@ class TypedStore : public MomentStore {
     }
   }
 
+  void pack_own(const std::vector<Rows>& rows, std::size_t first, std::size_t blocks, const double* roots, OwnBlocks* own) const {
+    std::fill(own->sums.begin(), own->sums.end(), 0.0);
+    std::fill(own->squares.begin(), own->squares.end(), 0.0);
+    for (std::size_t block = 0; block < blocks; ++block) {
+      const std::size_t row = block * depth_, column = block * sums_.size();
+      pack_groups(rows, first + row, depth_, roots ? roots + row : nullptr, 0, schedule_.groups(),
+                  {own->packed.data() + row * kGroup<T>, group_stride()}, own->sums.data() + column, own->squares.data() + column);
+    }
+  }
+
+  // Carries a thread's blocks through the strips, the last of which is that of the column sums.
+  void carry_through(std::size_t turn, std::size_t blocks, const OwnBlocks& own, Relay* relay, Lookahead& lookahead) {
+    const std::size_t strips = schedule_.strips().size();
+    for (std::size_t s = 0; s < strips; ++s) {
+      if (!relay->wait_for(s, turn)) return;
+      for (std::size_t block = 0; block < blocks; ++block) {
+        const Packed<const T> packed_rows{own.packed.data() + block * depth_ * kGroup<T>, group_stride()};
+        const Strip& strip = schedule_.strips()[s];
+        schedule_.for_each_tile(strip, [&](std::size_t slice, Tile tile, std::size_t offset) {
+          double* out = state_.values.data() + offset;
+          if (state_.blank && turn == 0 && block == 0) std::fill_n(out, schedule_.tile_size(tile), 0.0);
+          multiply(strip, slice, tile, packed_rows, depth_, out, lookahead.next());
+        });
+      }
+      relay->pass_on(s, turn);
+    }
+    if (!relay->wait_for(strips, turn)) return;
+    for (std::size_t block = 0; block < blocks; ++block) {
+      const double *sums = own.sums.data() + block * sums_.size(), *squares = own.squares.data() + block * sums_.size();
+      for (std::size_t c = 0; c < sums_.size(); ++c) sums_[c] += sums[c], squares_[c] += squares[c];
+    }
+    relay->pass_on(strips, turn);
+  }
+
   // A quarter of a group, or null after the last one of the panel.
   const void* part_of_panel(const Strip& strip, std::size_t part) const {
     const std::size_t column = (strip.first_column / kGroup<T> + part / 4) * kGroup<T>;
@@ -234,17 +319,22 @@ class TypedStore : public MomentStore {
   }
 
   void multiply(const Strip& strip, std::size_t slice, Tile tile, std::size_t block, double* out, const void* ahead) const {
+    multiply(strip, slice, tile, block_at(block), rows_in(block), out, ahead);
+  }
+
+  void multiply(const Strip& strip, std::size_t slice, Tile tile, Packed<const T> block, std::size_t rows, double* out,
+                const void* ahead) const {
     const Pair& pair = pairs_[strip.pair];
     const T* columns[kLargestVectors];
     for (std::size_t v = 0; v < tile.vectors; ++v)
       columns[v] = packed(pair.col_view, strip.first_column + (tile.first_vector + v) * kernels_.lanes, block);
-    kernels_.tile(rows_in(block), columns, tile.vectors, packed(pair.row_view, slice * kernels_.slice, block), out,
-                  ahead ? ahead : columns[0]);
+    kernels_.tile(rows, columns, tile.vectors, packed(pair.row_view, slice * kernels_.slice, block), out, ahead ? ahead : columns[0]);
   }
 
   ProductKernels<T> kernels_;
   RawArray<T> packed_;
   AlignedArray<T> shift_;
+  std::vector<OwnBlocks> own_;  // of each thread; empty until add_blocks
   TeamChoice team_;
 };
 
