@@ -314,7 +314,7 @@ void Accumulator::count_rows(const std::vector<Rows>& rows, Run run, const doubl
 // ---------------------------------------------------------------- head, block, state
 
 void Accumulator::choose_shift_of_head(PerView* shift) const {
-  const bool keep_narrow = MomentStore::on_matrix_unit(views_, pairs_, products_, kernels_);
+  const bool keep_narrow = MomentStore::likes_narrow_rows(views_, pairs_, products_, kernels_);
   for (std::size_t v = 0; v < views_.size(); ++v) {
     choose_shift(head_.values[v].data(), head_.roots.size(), views_[v].width, products_, keep_narrow, (*shift)[v].data());
   }

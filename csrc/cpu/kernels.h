@@ -59,6 +59,18 @@ struct ProductKernels {
   void (*sum_columns)(const T* group, size_t rows, const double* roots, double* sums, double* squares);
 };
 
+// Products of bfloat16 numbers, two rows an instruction, for float32 rows all of whose values are such numbers.
+// Narrow rows: line k of a group holds rows 2 k and 2 k + 1 of its 16 columns, column by column, as two halves of 32 bits each.
+struct NarrowKernels {
+  // Brings packed rows of one group into this form; an odd last one is paired with zeros. Returns false, with `out` in any state, if a
+  // value is no bfloat16 number or a column's largest magnitude lies outside [2^-40, 2^62], where products are lost (the
+  // instruction takes numbers below 2^-126 for zero).
+  bool (*narrow)(const float* group, size_t rows, float* out);
+  // As ProductKernels<float>::tile, on narrow rows: `depth` lines. Products are exact; each line adds two of them to a sum,
+  // with one or two roundings: error <= 2 * depth * u_32 * sum |rows * columns| + u_64 * |out|. `ahead`: depth / 2 lines.
+  void (*tile)(size_t depth, const float* const* columns, size_t vectors, const float* rows, double* out, const void* ahead);
+};
+
 struct MatrixUnit;  // matrix_unit.h
 
 struct KernelTable {
@@ -74,6 +86,9 @@ struct KernelTable {
   // quote. Returns the number of floating-point operations done; *sink keeps the result alive.
   double (*multiply_add_f32)(size_t iterations, double* sink);
   double (*multiply_add_f64)(size_t iterations, double* sink);
+
+  // For bfloat16 numbers, if not null.
+  const NarrowKernels* narrow;
 
   // Forms the float32 products of this level, if not null, where a value takes part in so many products at least: splitting
   // values costs time that products must win back.

@@ -21,12 +21,12 @@ std::size_t MatrixStore::products_per_value(const std::vector<View>& views, cons
 
 std::size_t MatrixStore::bytes(const std::vector<View>& views, const std::vector<Pair>& pairs) {
   const Layout plan = layout(views);
-  return TypedStore::bytes(views, pairs, plan) +
+  return TypedStore::bytes(views, pairs, plan, false) +
          Schedule::groups(views, plan.geometry) * plan.blocks * (2 * kFormBytes + kLanes * sizeof(double));
 }
 
 MatrixStore::MatrixStore(const std::vector<View>& views, const std::vector<Pair>& pairs, const KernelTable& kernels)
-    : TypedStore(views, pairs, layout(views), kernels.f32), unit_(*kernels.matrix), forms_(schedule_.groups() * blocks_) {}
+    : TypedStore(views, pairs, layout(views), kernels.f32, nullptr), unit_(*kernels.matrix), forms_(schedule_.groups() * blocks_) {}
 
 // ---------------------------------------------------------------- forms
 

@@ -64,6 +64,11 @@ std::size_t MomentStore::blocks_to_add(std::size_t available_rows, int threads) 
   return std::min(blocks, std::max(std::size_t{16}, static_cast<std::size_t>(seconds * kProductsPerSecond / products)));
 }
 
+bool MomentStore::likes_narrow_rows(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
+                                    const KernelTable& kernels) {
+  return products == Products::f32 && (kernels.narrow || on_matrix_unit(views, pairs, products, kernels));
+}
+
 bool MomentStore::on_matrix_unit(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
                                  const KernelTable& kernels) {
   return products == Products::f32 && kernels.matrix && MatrixStore::products_per_value(views, pairs) >= kernels.matrix_pays_from;
@@ -71,16 +76,17 @@ bool MomentStore::on_matrix_unit(const std::vector<View>& views, const std::vect
 
 std::unique_ptr<MomentStore> MomentStore::create(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
                                                  const KernelTable& kernels) {
-  if (products == Products::f64) return std::make_unique<TypedStore<double>>(views, pairs, layout_of(views, kernels.f64), kernels.f64);
+  if (products == Products::f64)
+    return std::make_unique<TypedStore<double>>(views, pairs, layout_of(views, kernels.f64), kernels.f64, nullptr);
   if (on_matrix_unit(views, pairs, products, kernels)) return std::make_unique<MatrixStore>(views, pairs, kernels);
-  return std::make_unique<TypedStore<float>>(views, pairs, layout_of(views, kernels.f32), kernels.f32);
+  return std::make_unique<TypedStore<float>>(views, pairs, layout_of(views, kernels.f32), kernels.f32, kernels.narrow);
 }
 
 std::size_t MomentStore::bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
                                const KernelTable& kernels) {
-  if (products == Products::f64) return TypedStore<double>::bytes(views, pairs, layout_of(views, kernels.f64));
+  if (products == Products::f64) return TypedStore<double>::bytes(views, pairs, layout_of(views, kernels.f64), false);
   if (on_matrix_unit(views, pairs, products, kernels)) return MatrixStore::bytes(views, pairs);
-  return TypedStore<float>::bytes(views, pairs, layout_of(views, kernels.f32));
+  return TypedStore<float>::bytes(views, pairs, layout_of(views, kernels.f32), kernels.narrow != nullptr);
 }
 
 void MomentStore::reserve() { state_.values.resize(schedule_.state_size()); }

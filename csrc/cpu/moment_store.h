@@ -84,6 +84,9 @@ class MomentStore {
                                              const KernelTable& kernels);
   // Bytes of state and block that create() and reserve() take.
   static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products, const KernelTable& kernels);
+  // Whether rows of bfloat16 numbers are multiplied faster than others.
+  static bool likes_narrow_rows(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
+                                const KernelTable& kernels);
   // Whether create() takes the matrix unit.
   static bool on_matrix_unit(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products, const KernelTable& kernels);
   virtual ~MomentStore() = default;

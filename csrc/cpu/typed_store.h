@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <type_traits>
 
 #include "core/error.h"
 #include "cpu/moment_store.h"
@@ -17,16 +18,26 @@ inline PackSource source_of(const Rows& rows, std::size_t first, std::size_t cou
 template <class T>
 class TypedStore : public MomentStore {
  public:
-  TypedStore(const std::vector<View>& views, const std::vector<Pair>& pairs, const Layout& layout, const ProductKernels<T>& kernels)
+  // `narrow` may be null; for float32 products only.
+  TypedStore(const std::vector<View>& views, const std::vector<Pair>& pairs, const Layout& layout, const ProductKernels<T>& kernels,
+             const NarrowKernels* narrow)
       : MomentStore(views, pairs, layout),
         kernels_(kernels),
+        narrow_kernels_(narrow),
         packed_(schedule_.groups() * group_stride()),
+        narrow_(narrow_forms(blocks_), narrow_stride()),
         shift_(schedule_.groups() * kGroup<T>) {
     if (layout.geometry.slice * layout.geometry.panel > kLargestTile) throw Error(ErrorKind::isa, "tile larger than its buffer");
   }
 
   TypedStore(const TypedStore& other)
-      : MomentStore(other), kernels_(other.kernels_), packed_(other.packed_.size()), shift_(other.shift_), team_(other.team_) {
+      : MomentStore(other),
+        kernels_(other.kernels_),
+        narrow_kernels_(other.narrow_kernels_),
+        packed_(other.packed_.size()),
+        narrow_(narrow_forms(blocks_), narrow_stride()),
+        shift_(other.shift_),
+        team_(other.team_) {
     copy_pending(other);
   }
   TypedStore& operator=(const TypedStore&) = delete;
@@ -40,9 +51,10 @@ class TypedStore : public MomentStore {
     copy_pending(same);
   }
 
-  static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, const Layout& layout) {
+  static std::size_t bytes(const std::vector<View>& views, const std::vector<Pair>& pairs, const Layout& layout, bool narrow) {
     const auto blocks = [&](std::size_t count) {
-      return Schedule::groups(views, layout.geometry) * (layout.depth * count + kPadRows) * kLineBytes;
+      const std::size_t rows = layout.depth * count + kPadRows, pairs_of_rows = narrow ? (layout.depth / 2 + kPadLines) * count : 0;
+      return Schedule::groups(views, layout.geometry) * (rows + pairs_of_rows) * kLineBytes;
     };
     return Schedule::state_size(views, pairs, layout.geometry) * sizeof(double) + blocks(layout.blocks) +
            (layout.relay ? static_cast<std::size_t>(thread_count(0)) * blocks(layout.blocks) : 0);
@@ -69,6 +81,7 @@ class TypedStore : public MomentStore {
     if (fill_ == 0) return;
     reserve();
     upcoming.count = std::min(upcoming.count, depth_ * blocks_);
+    if (fill_ % depth_) narrow_rows(block_at(pending_blocks() - 1), 0, schedule_.groups(), &narrow_);
     const double products = static_cast<double>(schedule_.state_size()) * static_cast<double>(fill_);
     team_.run(products / kProductsPerSecond, threads, [&](int team) { multiply_pending(team, upcoming); });
     if (fill_ % depth_) close_block(0, schedule_.groups());
@@ -80,7 +93,7 @@ class TypedStore : public MomentStore {
                          const Passes& passes) override {
     reserve();
     const auto most = static_cast<std::size_t>(thread_count(threads));
-    own_.resize(most, OwnBlocks(schedule_.groups(), group_stride(), blocks_));
+    own_.resize(most, OwnBlocks(schedule_.groups(), group_stride(), blocks_, narrow_forms(blocks_), narrow_stride()));
     // Two turns for each thread at least, so that none is left alone with a long one.
     const std::size_t each = std::clamp(count / (2 * most), std::size_t{1}, blocks_), turns = (count + each - 1) / each;
     Relay relay(schedule_.strips().size() + 1, turns);
@@ -106,8 +119,14 @@ class TypedStore : public MomentStore {
 
   void read_pair(std::size_t pair, bool with_pending, double* out, int threads) const override {
     const std::size_t blocks = with_pending ? pending_blocks() : 0;
+    NarrowRows narrow(narrow_forms(blocks), narrow_stride());
+    std::vector<Block> pending;
+    for (std::size_t block = 0; block < blocks; ++block) {
+      pending.push_back({block_at(block).rows, rows_in(block), &narrow, block, blocks});
+      narrow_rows(pending.back(), 0, schedule_.groups(), &narrow);
+    }
     read_tiles(pair, out, threads, [&](const Strip& strip, std::size_t slice, Tile tile, double* sums) {
-      for (std::size_t block = 0; block < blocks; ++block) multiply(strip, slice, tile, block, sums, nullptr);
+      for (const Block& block : pending) multiply(strip, slice, tile, block, sums, nullptr);
     });
   }
 
@@ -131,19 +150,12 @@ class TypedStore : public MomentStore {
   }
 
  protected:
-  // Packed blocks and, block by block, the sums of their columns: what a thread works on alone.
-  struct OwnBlocks {
-    RawArray<T> packed;
-    AlignedArray<double> sums, squares;
-    OwnBlocks(std::size_t groups, std::size_t stride, std::size_t blocks)
-        : packed(groups * stride), sums(groups * kGroup<T> * blocks), squares(groups * kGroup<T> * blocks) {}
-  };
-
   // 32 x 32, of the matrix unit: the largest tile of any level.
   static constexpr std::size_t kLargestTile = 32 * 32;
   // Unused rows after each group. Without them groups start at multiples of 4096 bytes, and the same row of
   // all groups falls into the same sets of the caches: 5 to 10 % at d = 1024 and 2048.
   static constexpr std::size_t kPadRows = 5;
+  static constexpr std::size_t kPadLines = 3;  // likewise, of narrow rows
 
   // Where packed rows are: the first row of group 0, and the values from one group to the next.
   template <class Value>
@@ -153,14 +165,47 @@ class TypedStore : public MomentStore {
     Value* group(std::size_t g) const { return first + g * group_stride; }
   };
 
+  // The groups of some blocks once more, as pairs of rows (NarrowKernels), where their values allow it. One form for each group and block.
+  struct NarrowRows {
+    RawArray<float> values;
+    std::vector<char> fits;
+    std::size_t stride;  // values from one form to the next
+    NarrowRows(std::size_t forms, std::size_t form_stride) : values(forms * form_stride), fits(forms), stride(form_stride) {}
+    const float* form(std::size_t i) const { return values.data() + i * stride; }
+    float* form(std::size_t i) { return values.data() + i * stride; }
+  };
+
+  // One block of packed rows, and where its narrow forms are.
+  struct Block {
+    Packed<const T> rows;
+    std::size_t depth;
+    const NarrowRows* narrow;
+    std::size_t number, blocks;  // of this one, of all in `narrow`
+    std::size_t form_of(std::size_t group) const { return group * blocks + number; }
+    bool is_narrow(std::size_t group) const { return narrow->fits[form_of(group)] != 0; }
+  };
+
+  // Packed blocks and, block by block, the sums of their columns: what a thread works on alone.
+  struct OwnBlocks {
+    RawArray<T> packed;
+    NarrowRows narrow;
+    AlignedArray<double> sums, squares;
+    OwnBlocks(std::size_t groups, std::size_t stride, std::size_t blocks, std::size_t forms, std::size_t form_stride)
+        : packed(groups * stride), narrow(forms, form_stride), sums(groups * kGroup<T> * blocks), squares(groups * kGroup<T> * blocks) {}
+  };
+
+  std::size_t narrow_forms(std::size_t blocks) const { return narrow_kernels_ ? schedule_.groups() * blocks : 0; }
+  std::size_t narrow_stride() const { return kGroup<float> * (depth_ / 2 + kPadLines); }
   std::size_t group_stride() const { return kGroup<T> * (depth_ * blocks_ + kPadRows); }
   const T* group(std::size_t g) const { return packed_.data() + g * group_stride(); }
-  Packed<const T> block_at(std::size_t block) const { return {group(0) + block * depth_ * kGroup<T>, group_stride()}; }
+  Block block_at(std::size_t block) const {
+    return {{group(0) + block * depth_ * kGroup<T>, group_stride()}, rows_in(block), &narrow_, block, blocks_};
+  }
   std::size_t pending_blocks() const { return (fill_ + depth_ - 1) / depth_; }
   std::size_t rows_in(std::size_t block) const { return std::min(depth_, fill_ - block * depth_); }
   // First row of a block in a column of a view.
-  const T* packed(std::size_t view, std::size_t column, Packed<const T> block) const {
-    return block.group(schedule_.first_group(view) + column / kGroup<T>) + column % kGroup<T>;
+  const T* packed(std::size_t view, std::size_t column, const Block& block) const {
+    return block.rows.group(schedule_.first_group(view) + column / kGroup<T>) + column % kGroup<T>;
   }
   const T* packed(std::size_t view, std::size_t column, std::size_t block) const { return packed(view, column, block_at(block)); }
 
@@ -172,6 +217,17 @@ class TypedStore : public MomentStore {
   void copy_pending(const TypedStore& other) {
     for (std::size_t g = 0; g < schedule_.groups(); ++g)
       std::copy_n(other.group(g), fill_ * kGroup<T>, packed_.data() + g * group_stride());
+    for (std::size_t block = 0; block < fill_ / depth_; ++block) narrow_rows(block_at(block), 0, schedule_.groups(), &narrow_);
+  }
+
+  // Writes the narrow forms of groups [begin, end) of a block.
+  void narrow_rows(const Block& block, std::size_t begin, std::size_t end, NarrowRows* out) const {
+    if constexpr (std::is_same_v<T, float>) {
+      for (std::size_t g = begin; narrow_kernels_ && g < end; ++g) {
+        const std::size_t form = block.form_of(g);
+        out->fits[form] = narrow_kernels_->narrow(block.rows.group(g), block.depth, out->form(form));
+      }
+    }
   }
 
   // The columns of groups [begin, end), of all views counted, of `count` rows: piece by piece, up to the end of a block each.
@@ -182,7 +238,10 @@ class TypedStore : public MomentStore {
       const Packed<T> out{packed_.data() + at * kGroup<T>, group_stride()};
       pack_groups(rows, first + done, piece, roots ? roots + done : nullptr, begin, end, out, block_sums_.data(), block_squares_.data());
       done += piece;
-      if ((fill_ + done) % depth_ == 0) close_block(begin, end);
+      if ((fill_ + done) % depth_) continue;
+      close_block(begin, end);
+      const std::size_t block = (fill_ + done) / depth_ - 1;
+      narrow_rows({block_at(block).rows, depth_, &narrow_, block, blocks_}, begin, end, &narrow_);
     }
   }
 
@@ -277,6 +336,10 @@ class TypedStore : public MomentStore {
     }
   }
 
+  Block own_block(const OwnBlocks& own, std::size_t block) const {
+    return {{own.packed.data() + block * depth_ * kGroup<T>, group_stride()}, depth_, &own.narrow, block, blocks_};
+  }
+
   void pack_own(const std::vector<Rows>& rows, std::size_t first, std::size_t blocks, const double* roots, OwnBlocks* own) const {
     std::fill(own->sums.begin(), own->sums.end(), 0.0);
     std::fill(own->squares.begin(), own->squares.end(), 0.0);
@@ -284,6 +347,7 @@ class TypedStore : public MomentStore {
       const std::size_t row = block * depth_, column = block * sums_.size();
       pack_groups(rows, first + row, depth_, roots ? roots + row : nullptr, 0, schedule_.groups(),
                   {own->packed.data() + row * kGroup<T>, group_stride()}, own->sums.data() + column, own->squares.data() + column);
+      narrow_rows(own_block(*own, block), 0, schedule_.groups(), &own->narrow);
     }
   }
 
@@ -293,12 +357,12 @@ class TypedStore : public MomentStore {
     for (std::size_t s = 0; s < strips; ++s) {
       if (!relay->wait_for(s, turn)) return;
       for (std::size_t block = 0; block < blocks; ++block) {
-        const Packed<const T> packed_rows{own.packed.data() + block * depth_ * kGroup<T>, group_stride()};
+        const Block rows = own_block(own, block);
         const Strip& strip = schedule_.strips()[s];
         schedule_.for_each_tile(strip, [&](std::size_t slice, Tile tile, std::size_t offset) {
           double* out = state_.values.data() + offset;
           if (state_.blank && turn == 0 && block == 0) std::fill_n(out, schedule_.tile_size(tile), 0.0);
-          multiply(strip, slice, tile, packed_rows, depth_, out, lookahead.next());
+          multiply(strip, slice, tile, rows, out, lookahead.next());
         });
       }
       relay->pass_on(s, turn);
@@ -311,28 +375,52 @@ class TypedStore : public MomentStore {
     relay->pass_on(strips, turn);
   }
 
-  // A quarter of a group, or null after the last one of the panel.
+  // What one tile can call ahead: a quarter of a group, half of it if it is narrow; null after the last one of the panel.
   const void* part_of_panel(const Strip& strip, std::size_t part) const {
-    const std::size_t column = (strip.first_column / kGroup<T> + part / 4) * kGroup<T>;
-    if (column >= strip.first_column + strip.vectors * kernels_.lanes) return nullptr;
-    return packed(pairs_[strip.pair].col_view, column, 0) + part % 4 * (depth_ / 4) * kGroup<T>;
+    const Block block = block_at(0);
+    const std::size_t first = schedule_.first_group(pairs_[strip.pair].col_view) + strip.first_column / kGroup<T>;
+    const std::size_t groups = strip.vectors * kernels_.lanes / kGroup<T>;
+    const bool narrow = narrow_kernels_ && block.is_narrow(first);
+    const std::size_t parts = narrow ? 2 : 4, group = first + part / parts, lines = part % parts * (depth_ / 4);
+    if (part / parts >= groups) return nullptr;
+    if (narrow) return narrow_.form(block.form_of(group)) + lines * kGroup<float>;
+    return block.rows.group(group) + lines * kGroup<T>;
   }
 
   void multiply(const Strip& strip, std::size_t slice, Tile tile, std::size_t block, double* out, const void* ahead) const {
-    multiply(strip, slice, tile, block_at(block), rows_in(block), out, ahead);
+    multiply(strip, slice, tile, block_at(block), out, ahead);
   }
 
-  void multiply(const Strip& strip, std::size_t slice, Tile tile, Packed<const T> block, std::size_t rows, double* out,
-                const void* ahead) const {
+  void multiply(const Strip& strip, std::size_t slice, Tile tile, const Block& block, double* out, const void* ahead) const {
+    if (narrow_kernels_ && multiply_narrow(strip, slice, tile, block, out, ahead)) return;
     const Pair& pair = pairs_[strip.pair];
     const T* columns[kLargestVectors];
     for (std::size_t v = 0; v < tile.vectors; ++v)
       columns[v] = packed(pair.col_view, strip.first_column + (tile.first_vector + v) * kernels_.lanes, block);
-    kernels_.tile(rows, columns, tile.vectors, packed(pair.row_view, slice * kernels_.slice, block), out, ahead ? ahead : columns[0]);
+    kernels_.tile(block.depth, columns, tile.vectors, packed(pair.row_view, slice * kernels_.slice, block), out,
+                  ahead ? ahead : columns[0]);
+  }
+
+  // Where all groups of the tile are narrow. A vector is a whole group at levels that have these kernels.
+  bool multiply_narrow(const Strip& strip, std::size_t slice, Tile tile, const Block& block, double* out, const void* ahead) const {
+    const Pair& pair = pairs_[strip.pair];
+    const std::size_t row = slice * kernels_.slice, row_group = schedule_.first_group(pair.row_view) + row / kGroup<float>;
+    const std::size_t column_group = schedule_.first_group(pair.col_view) + strip.first_column / kGroup<float> + tile.first_vector;
+    if (!block.is_narrow(row_group)) return false;
+    const float* columns[kLargestVectors];
+    for (std::size_t v = 0; v < tile.vectors; ++v) {
+      if (!block.is_narrow(column_group + v)) return false;
+      columns[v] = block.narrow->form(block.form_of(column_group + v));
+    }
+    narrow_kernels_->tile((block.depth + 1) / 2, columns, tile.vectors, block.narrow->form(block.form_of(row_group)) + row % kGroup<float>,
+                          out, ahead ? ahead : columns[0]);
+    return true;
   }
 
   ProductKernels<T> kernels_;
+  const NarrowKernels* narrow_kernels_;
   RawArray<T> packed_;
+  NarrowRows narrow_;
   AlignedArray<T> shift_;
   std::vector<OwnBlocks> own_;  // of each thread; empty until add_blocks
   TeamChoice team_;
