@@ -173,7 +173,7 @@ void restore(Accumulator& self, const py::dict& d) {
   s.rounding = d["rounding"].cast<double>();
   s.row_unit = d["row_unit"].cast<double>();
   s.roots = to_vector(d["roots"].cast<DoubleArray>());
-  if (s.roots.size() >= (s.settled ? kLongestBlock : block_depth(s.products)) || (s.settled && !s.started)) {
+  if (s.roots.size() >= (s.settled ? kLongestBlock : kHeadRows) || (s.settled && !s.started)) {
     throw Error(ErrorKind::value, "state: more pending rows than a block holds, or a shift without rows");
   }
   std::vector<std::size_t> widths, pending, moments;
@@ -215,7 +215,7 @@ void bind_accumulator(py::module_& m) {
       .def_property_readonly("started", py::cpp_function(&Accumulator::started, Released()))
       .def_property_readonly("products", py::cpp_function([](const Accumulator& self) { return name_of(self.products()); }, Released()));
   m.def("state_bytes", &state_bytes, py::arg("widths"), py::arg("pairs"));
-  m.attr("BLOCK_ROWS") = block_depth(Products::f32);
+  m.attr("BLOCK_ROWS") = kHeadRows;
 }
 
 }  // namespace streamcca

@@ -73,8 +73,8 @@ void Accumulator::assign(const Accumulator& other) {
   Head head = other.head_;
   PerView shift = other.shift_;
   if (other.started_ && !other.settled_) {  // copies of vectors lose the spare capacity
-    for (std::size_t v = 0; v < views_.size(); ++v) head.values[v].reserve(block_depth(other.products_) * views_[v].width);
-    head.roots.reserve(block_depth(other.products_));
+    for (std::size_t v = 0; v < views_.size(); ++v) head.values[v].reserve(kHeadRows * views_[v].width);
+    head.roots.reserve(kHeadRows);
   }
   head_rows_.resize(views_.size());
   if (fits) {
@@ -175,10 +175,10 @@ void Accumulator::start(Products products) {
   Head head{PerView(views_.size()), {}};
   PerView shift;
   for (std::size_t v = 0; v < views_.size(); ++v) {
-    head.values[v].reserve(block_depth(products) * views_[v].width);
+    head.values[v].reserve(kHeadRows * views_[v].width);
     shift.emplace_back(views_[v].width);
   }
-  head.roots.reserve(block_depth(products));
+  head.roots.reserve(kHeadRows);
   head_rows_.resize(views_.size());
   if (again) {
     store_->clear();
@@ -249,7 +249,7 @@ void Accumulator::save_checkpoint() {
 }
 
 std::size_t Accumulator::rows_to_take(std::size_t available) const {
-  return settled_ ? store_->rows_to_append(available) : std::min(available, block_depth(products_) - head_.roots.size());
+  return settled_ ? store_->rows_to_append(available) : std::min(available, kHeadRows - head_.roots.size());
 }
 
 void Accumulator::consume(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights,
@@ -270,7 +270,7 @@ void Accumulator::consume(const std::vector<Rows>& rows, Run run, const double* 
     count_rows(rows, {run.first, count}, weights);
     run.first += count;
     run.count -= count;
-    if (!settled_ && head_.roots.size() == block_depth(products_)) settle();
+    if (!settled_ && head_.roots.size() == kHeadRows) settle();
     if (settled_ && store_->has_full_block()) store_->flush(threads_, {&rows, run.first, rows[0].rows - run.first});
     between_blocks();
   }
@@ -307,7 +307,7 @@ void Accumulator::count_rows(const std::vector<Rows>& rows, Run run, const doubl
     const double weight = weights ? weights[i] : 1.0;
     weight_ += weight;
     block_weight_ += weight;
-    if (++block_rows_ == block_depth(products_)) close_block();
+    if (++block_rows_ == accounted_rows()) close_block();
   }
 }
 
@@ -325,7 +325,7 @@ void Accumulator::settle() {
   choose_shift_of_head(&shift_);
   store_->set_shift(shift_);
   for (std::size_t v = 0; v < views_.size(); ++v) head_rows_[v] = borrow(head_.values[v], head_.roots.size(), views_[v].width);
-  store_->append(head_rows_, 0, head_.roots.size(), head_.roots.data(), threads_);
+  store_->append_all(head_rows_, head_.roots.size(), head_.roots.data(), threads_);
   for (std::vector<double>& values : head_.values) std::vector<double>().swap(values);
   std::vector<double>().swap(head_.roots);
   settled_ = true;
@@ -341,6 +341,8 @@ void Accumulator::close_block() {
   block_rows_ = 0;
   block_weight_ = 0;
 }
+
+std::size_t Accumulator::accounted_rows() const { return std::min(kHeadRows, store_->depth()); }
 
 double Accumulator::rounding_with_pending() const {
   return block_rows_ ? rounding_ + block_variance(products_, static_cast<double>(block_rows_), block_weight_, weight_) : rounding_;

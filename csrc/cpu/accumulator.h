@@ -2,7 +2,7 @@
 //
 //   rows -> [bad values, zero weights out] -> first block: kept exact, gives the shift -> store
 //
-// The shift of a view is fixed from its first `block_depth` rows, held back as exact float64 until they
+// The shift of a view is fixed from its first kHeadRows rows, held back as exact float64 until they
 // are complete, so it does not depend on how the rows were cut into batches. All reads compute from a
 // const state (pending rows included) and never change what later rows will produce.
 //
@@ -86,7 +86,7 @@ class Accumulator {
   const std::vector<Pair>& pairs() const { return pairs_; }
 
  private:
-  // The first rows, exact, until the shift is fixed. Capacity for a whole block is there from the start.
+  // The first rows, exact, until the shift is fixed. Capacity for all of them is there from the start.
   struct Head {
     PerView values;  // row-major
     std::vector<double> roots;
@@ -114,6 +114,7 @@ class Accumulator {
   void close_block();
   void clear();
   void assign(const Accumulator& other);
+  std::size_t accounted_rows() const;
   double rounding_with_pending() const;
   void observe_rounding(const double* diagonal, std::size_t stride, const double* squares, double divisor, Uncertainty* uncertainty) const;
   void choose_shift_of_head(PerView* shift) const;

@@ -37,7 +37,7 @@ void Accumulator::read(Use use) const {
   choose_shift_of_head(&shift);
   const auto store = MomentStore::create(views_, pairs_, products_, kernels_);
   store->set_shift(shift);
-  store->append(borrow_all(head_.values, views_, head_.roots.size()), 0, head_.roots.size(), head_.roots.data(), 1);
+  store->append_all(borrow_all(head_.values, views_, head_.roots.size()), head_.roots.size(), head_.roots.data(), 1);
   use(*store, shift);
 }
 

@@ -167,9 +167,10 @@ void Accumulator::restore(const State& state) {
   fresh.rows_ = state.rows;
   fresh.skipped_ = state.skipped;
   fresh.weight_ = state.weight;
-  fresh.block_rows_ = state.roots.size() % block_depth(state.products);
+  fresh.block_rows_ = state.roots.size() % kHeadRows;
   fresh.block_weight_ = state.block_weight;
   fresh.rounding_ = state.rounding;
+  if (state.started && fresh.block_rows_ >= fresh.accounted_rows()) fresh.close_block();  // saved at a level with longer blocks
   fresh.row_unit_ = state.row_unit;
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
   const Busy busy(&busy_);

@@ -34,6 +34,7 @@ struct ProductKernels {
   size_t lanes;    // values in one vector
   size_t vectors;  // vectors across a tile, at most
   size_t slice;    // rows of a tile
+  size_t depth;    // rows of a block
 
   // out[r * vectors * lanes + c * lanes + l] += sum over k < depth of rows[k * kGroup + r] * columns[c][k * kGroup + l],
   // r < slice, c < vectors, l < lanes.

@@ -2,4 +2,5 @@
 #define STREAMCCA_VECTOR_BYTES 64
 #define STREAMCCA_VECTORS 3
 #define STREAMCCA_SLICE 8
+#define STREAMCCA_DEPTH 256
 #include "cpu/kernels.inc"

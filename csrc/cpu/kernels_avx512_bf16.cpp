@@ -3,4 +3,5 @@
 #define STREAMCCA_VECTORS 3
 #define STREAMCCA_SLICE 8
 #define STREAMCCA_NARROW
+#define STREAMCCA_DEPTH 256
 #include "cpu/kernels.inc"

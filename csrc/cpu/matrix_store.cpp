@@ -131,7 +131,7 @@ void MatrixStore::multiply_block(const Forms& forms, const Strip& strip, std::si
 
 void MatrixStore::multiply_with_vectors(const Strip& strip, std::size_t slice, Tile tile, std::size_t block, double* out) const {
   const Pair& pair = pairs_[strip.pair];
-  const std::size_t height = views_[pair.row_view].width, depth = block_depth(Products::f32);
+  const std::size_t height = views_[pair.row_view].width, depth = kernels_.depth;
   for (std::size_t k = 0; k < rows_in(block); k += depth) {
     const float* columns[kLargestVectors];
     for (std::size_t v = 0; v < tile.vectors; ++v)

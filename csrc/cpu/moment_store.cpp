@@ -26,7 +26,7 @@ constexpr std::size_t kLargestRelayed = std::size_t{1} << 20;
 template <class T>
 Layout layout_of(const std::vector<View>& views, const ProductKernels<T>& kernels) {
   const Geometry geometry{kernels.lanes, kernels.vectors * kernels.lanes, kernels.slice, kGroup<T>, 16, 8};
-  const std::size_t depth = block_depth(Products::f32), bytes = Schedule::groups(views, geometry) * depth * kLineBytes;
+  const std::size_t depth = kernels.depth, bytes = Schedule::groups(views, geometry) * depth * kLineBytes;
   return {geometry, depth, blocks_at_once(bytes), bytes <= kLargestRelayed};
 }
 
@@ -72,6 +72,15 @@ bool MomentStore::likes_narrow_rows(const std::vector<View>& views, const std::v
 bool MomentStore::on_matrix_unit(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,
                                  const KernelTable& kernels) {
   return products == Products::f32 && kernels.matrix && MatrixStore::products_per_value(views, pairs) >= kernels.matrix_pays_from;
+}
+
+void MomentStore::append_all(const std::vector<Rows>& rows, std::size_t count, const double* roots, int threads) {
+  for (std::size_t done = 0; done < count;) {
+    const std::size_t piece = rows_to_append(count - done);
+    append(rows, done, piece, roots + done, threads);
+    done += piece;
+    if (has_full_block()) flush(threads);
+  }
 }
 
 std::unique_ptr<MomentStore> MomentStore::create(const std::vector<View>& views, const std::vector<Pair>& pairs, Products products,

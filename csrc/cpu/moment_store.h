@@ -31,10 +31,11 @@ constexpr double unit_roundoff(Products products) { return products == Products:
 // Distance between the smallest numbers: the absolute error that underflow can add to a product.
 constexpr double smallest_step(Products products) { return products == Products::f32 ? 1.401298464324817e-45 : 4.9406564584124654e-324; }
 
-// Rows per block: bits must not depend on caches. Shorter blocks touch the float64 state more often, deeper ones lengthen the
-// float32 chains (512 rows were no faster). Also the rows that the shift is chosen from. Only the matrix unit has blocks of its own,
-// twice as long (matrix_unit.h).
-constexpr std::size_t block_depth(Products) { return 256; }
+// Rows that the shift is chosen from, and whose rounding is accounted for at once (or those of a block, if fewer).
+constexpr std::size_t kHeadRows = 256;
+// Rows of a block, the rows whose products are summed in the product type: a constant of the level (ProductKernels::depth, matrix_unit.h),
+// since bits must not depend on caches. Shorter blocks touch the float64 state more often, deeper ones lengthen the float32
+// chains (with AVX-512, 512 rows were no faster than 256).
 constexpr std::size_t kLongestBlock = 512;
 
 // What one thread surely does in a second, for the choice of a team.
@@ -109,6 +110,8 @@ class MomentStore {
   // Packs rows[first, first + count) of every view; count <= rows_to_append(count). `roots` (square roots of the rows'
   // weights, `count` of them) may be null.
   virtual void append(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads) = 0;
+  // Packs all of rows[0, count), and flushes whenever a block is full.
+  void append_all(const std::vector<Rows>& rows, std::size_t count, const double* roots, int threads);
   // Adds the pending rows into the state, also those of an unfilled block.
   virtual void flush(int threads, Upcoming upcoming = {}) = 0;
 
