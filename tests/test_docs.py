@@ -51,3 +51,12 @@ def test_public_names_are_in_the_design():
     functions = [name for name in sc.__all__ if name[0].islower()]
     for name in functions:
         assert f"sc.{name}(" in text, name
+
+
+def test_every_promise_about_hooks_has_its_test():
+    for line in (ROOT / "docs/hooks.md").read_text().splitlines():
+        if line.startswith("| ") and not line.startswith(("| situation", "|---")):
+            named = re.findall(r"(?:(test_\w+\.py) )?`(test_\w+)`", line.split("|")[-2])
+            assert named, line
+            for file, test in named:
+                assert f"def {test}(" in (ROOT / "tests" / (file or "test_watch.py")).read_text(), test

@@ -19,7 +19,7 @@ from streamcca.results import CCAResult, LayerComparison
 from streamcca.rows import Rows, check_equal_counts, check_rows, choose_ways, describe_rows
 from streamcca.sources import progress_bar
 from streamcca.subspace import Rule, parse_rule, truncate_view
-from streamcca.tap import LayerTap
+from streamcca.tap import CallIndex, LayerTap
 from streamcca.views import check_option
 from streamcca.watch import check_same_layers
 
@@ -46,6 +46,7 @@ def compare(
     ridge: float = 0.0,
     rows: Rows = "auto",
     mask: Mask = "auto",
+    call_index: CallIndex = None,
     forward: Forward | None = None,
     precision: Precision = "auto",
     nonfinite: NonFinite = "raise",
@@ -73,8 +74,9 @@ def compare(
         As in `svcca`; without a rule SVCCA keeps 99 % of the variance, CCA and PWCCA everything.
     side : 'x' or 'y'
         For PWCCA: whose neurons weigh, those of `model_a` or of `model_b`.
-    rows, mask
-        What a row is, and which tokens count; see `watch`. The result's ``.rows`` says what was used.
+    rows, mask, call_index
+        What a row is, which tokens count, and which call of a layer that runs more than once; see `watch`. The
+        result's ``.rows`` says what was used.
     forward : callable ``(model, batch) -> anything``, optional
         How to run a model on a batch, if the above does not fit.
     precision, nonfinite, device, threads
@@ -107,8 +109,8 @@ def compare(
     check_option("measure", measure, ("svcca", "cca", "pwcca"))
     check_option("side", side, ("x", "y"))
     taps = (
-        LayerTap(model_a, layers, device, mask),
-        LayerTap(model_b, layers if layers_b is None else layers_b, device, mask),
+        LayerTap(model_a, layers, device, mask, call_index),
+        LayerTap(model_b, layers if layers_b is None else layers_b, device, mask, call_index),
     )
     options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
     moments = _accumulate(taps, (model_a, model_b), loader, forward or _call, rows, options, progress)

@@ -54,6 +54,27 @@ def select_layers(model: Module, layers: Layers) -> dict[str, Module]:
     return result
 
 
+def unwrapped(model: Module) -> Module:
+    """Return the model inside ``torch.compile`` and ``DistributedDataParallel``: its calls are theirs, its names plain.
+
+    Raises
+    ------
+    LayerError
+        The model is a ``DataParallel``: its replicas run in threads and share one set of hooks.
+    """
+    kinds = {kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("torch.")}
+    if "DataParallel" in kinds:
+        raise LayerError(
+            "model: DataParallel runs copies of the model, which hooks do not see; use DistributedDataParallel, or "
+            "watch and call the module inside (model.module)"
+        )
+    if "OptimizedModule" in kinds:
+        return unwrapped(model._orig_mod)  # type: ignore[arg-type]
+    if "DistributedDataParallel" in kinds:
+        return unwrapped(model.module)  # type: ignore[arg-type]
+    return model
+
+
 def selectors_of(layers: Layers) -> list[Any]:
     """Return the selectors one by one."""
     if layers is None:

@@ -108,6 +108,18 @@ def output_tensor(layer: str, output: Any) -> Tensor:
     return tensor.detach()
 
 
+def padded(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return a nested tensor with its samples padded to one length, and which tokens count; any other as it is."""
+    if not getattr(tensor, "is_nested", False):
+        return tensor, None
+    import torch
+
+    samples = list(tensor.unbind())
+    lengths = torch.tensor([len(sample) for sample in samples])
+    dense = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)
+    return dense, torch.arange(dense.shape[1]) < lengths[:, None]
+
+
 def check_rows(rows: object) -> None:
     """Refuse what is no rule for rows.
 

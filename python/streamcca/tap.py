@@ -9,15 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamcca.errors import LayerError, StreamCCAWarning
-from streamcca.layers import Layers, select_layers, selectors_of
+from streamcca.eager import EAGER
+from streamcca.errors import InputError, LayerError, StreamCCAWarning
+from streamcca.layers import Layers, glob_pattern, select_layers, selectors_of, unwrapped
 from streamcca.masks import Mask, MaskFinder, Masks
-from streamcca.rows import Grid, Way, features_axis, grid_of, output_tensor, to_rows
+from streamcca.rows import Grid, Way, features_axis, grid_of, output_tensor, padded, to_rows
 from streamcca.views import check_device
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
+CallIndex = int | Mapping[str, int] | None
 
 
 class Hook:
@@ -63,27 +66,63 @@ class _Forward(threading.local):
 
     def clear(self) -> None:
         self.running = False
+        self.complete = False  # a forward has ended and its rows were not taken yet
         self.masks: Masks | None = None
         self.outputs: dict[str, list[_Output]] = {}
         self.axes: dict[tuple[int, ...], int] = {}  # shape of a 3-D or larger output -> axis of its features
+
+
+def check_call_index(index: object) -> None:
+    """Refuse what chooses no call.
+
+    Raises
+    ------
+    InputError
+    """
+    for value in index.values() if isinstance(index, Mapping) else [index]:
+        if isinstance(value, bool) or not (
+            isinstance(value, int) or (value is None and not isinstance(index, Mapping))
+        ):
+            raise InputError(
+                f"call_index: got {index!r}, expected None, a whole number (0 is the first call, -1 the last), or a "
+                "mapping from layers (names or globs) to such numbers"
+            )
+
+
+def _recomputing() -> bool:
+    """Whether a backward pass runs in this thread: what is called then repeats a forward (activation checkpointing)."""
+    import torch
+
+    task: int = torch._C._current_graph_task_id()
+    return task != -1
 
 
 class LayerTap:
     """Hooks on some layers of one model: copies of their rows, one forward at a time.
 
     Layers are listened to only while the model itself runs, so the recomputation of activation
-    checkpointing and calls of a layer on its own are not counted.
+    checkpointing and calls of a layer on its own are not counted; nor is a model that is itself recomputed. Code
+    under ``torch.compile`` runs eagerly as long as the hooks are there.
     """
 
-    def __init__(self, model: Module, layers: Layers, device: str | None = None, mask: Mask = "auto") -> None:
+    def __init__(
+        self,
+        model: Module,
+        layers: Layers,
+        device: str | None = None,
+        mask: Mask = "auto",
+        call_index: CallIndex = None,
+    ) -> None:
         check_device(device)
+        check_call_index(call_index)
+        model = self.model = unwrapped(model)
         self.modules = select_layers(model, layers)
         self.grids: dict[str, Grid] = {}
         self.called: set[str] = set()
         self.repeated: set[str] = set()  # chosen by a pattern, left out because they run more than once
         self.forwards = 0
         self.ways: dict[str, Way] = {}  # empty: not decided yet, outputs are kept as they are
-        self._model = model
+        self._call_index = call_index
         self._selectors = selectors_of(layers)
         self._device = device
         self._masks = MaskFinder(model, mask)
@@ -92,20 +131,23 @@ class LayerTap:
 
     def attach(self) -> None:
         """Register the hooks."""
-        begin = Hook(self._model, self._begin)
-        self._handles.append(self._model.register_forward_pre_hook(begin, with_kwargs=True))
-        for module in self._model.modules():
+        EAGER.take(self.model)
+        begin = Hook(self.model, self._begin)
+        self._handles.append(self.model.register_forward_pre_hook(begin, with_kwargs=True))
+        for module in self.model.modules():
             if features_axis(module) is not None:
                 self._add(module, self._axis_recorder(module))
         for name, module in self.modules.items():
             self._add(module, self._output_recorder(name, module))
-        self._add(self._model, self._end)
+        self._add(self.model, self._end)
 
     def _add(self, module: Module, action: Callable[..., None]) -> None:
         self._handles.append(module.register_forward_hook(Hook(module, action)))
 
     def detach(self) -> None:
         """Remove the hooks and forget what is pending. Safe to call twice."""
+        if self._handles:
+            EAGER.release()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -113,11 +155,16 @@ class LayerTap:
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forward.clear()  # also of what an exception in an earlier forward left
+        if _recomputing():
+            return
         self._forward.masks = self._masks.find(args, kwargs)
         self._forward.running = True
 
     def _end(self, *_: Any) -> None:
+        if not self._forward.running:
+            return
         self._forward.running = False
+        self._forward.complete = True
         self._forward.axes = {}
         self._forward.masks = None
         self.forwards += 1
@@ -126,7 +173,8 @@ class LayerTap:
         axis = features_axis(module)
 
         def record(_: Any, output: Any) -> None:
-            if self._forward.running and axis is not None and getattr(output, "ndim", 0) > 2:
+            nested = getattr(output, "is_nested", False)
+            if self._forward.running and axis is not None and getattr(output, "ndim", 0) > 2 and not nested:
                 self._forward.axes[tuple(output.shape)] = axis
 
         return record
@@ -137,10 +185,11 @@ class LayerTap:
         def record(_: Any, output: Any) -> None:
             if not self._forward.running or name in self.repeated:
                 return
-            tensor = output_tensor(name, output)
+            tensor, valid = padded(output_tensor(name, output))
             axis = own_axis if own_axis is not None else self._forward.axes.get(tuple(tensor.shape))
             grid = grid_of(tensor, axis)
-            valid = self._valid_tokens(name, tensor, grid)
+            if valid is None:
+                valid = self._valid_tokens(name, tensor, grid)
             if self._device is not None:
                 tensor = tensor.to(self._device)
             # Copied at once: a following in-place operation must not reach the rows.
@@ -156,20 +205,44 @@ class LayerTap:
         tokens = int(tensor.shape[1]) if grid.kind == "tokens" else None
         return self._forward.masks.of(name, int(tensor.shape[0]), tokens)
 
+    @property
+    def complete(self) -> bool:
+        """Whether this thread's forward has ended with rows to take; False after a recomputation."""
+        return self._forward.complete
+
+    def _chosen_call(self, name: str) -> int | None:
+        if not isinstance(self._call_index, Mapping):
+            return self._call_index
+        return next((i for key, i in self._call_index.items() if glob_pattern(key).fullmatch(name)), None)
+
+    def _choose_calls(self, outputs: dict[str, list[_Output]]) -> None:
+        for name, calls in outputs.items():
+            index = self._chosen_call(name)
+            if index is None or len(calls) == 1:
+                continue
+            if not -len(calls) <= index < len(calls):
+                shapes = ", ".join(f"{i}: {tuple(call.tensor.shape)}" for i, call in enumerate(calls))
+                raise LayerError(
+                    f"call_index: layer {name!r} ran {len(calls)} times in one forward ({shapes}), got call {index}"
+                )
+            outputs[name] = [calls[index]]
+
     def peek(self) -> dict[str, Grid]:
         """Return the grids of the last forward's layers, after leaving out those that cannot be lined up.
 
         Raises
         ------
         LayerError
-            A layer that was asked for by name ran more than once.
+            A layer that was asked for by name ran more than once, or has no call of the wanted number.
         """
         outputs = self._forward.outputs
+        self._choose_calls(outputs)
         for name in [name for name, calls in outputs.items() if len(calls) > 1 and len(self.modules) > 1]:
             if name in self._selectors:
                 raise LayerError(
                     f"layer {name!r} ran {len(outputs[name])} times in one forward, so that its rows do not line up "
-                    "with those of the others; leave it out of layers=, or watch it alone"
+                    "with those of the others; choose one call with call_index=, leave it out of layers=, or watch it "
+                    "alone to count the rows of all calls"
                 )
             self.repeated.add(name)
             del outputs[name]
@@ -186,6 +259,7 @@ class LayerTap:
         import torch
 
         outputs, self._forward.outputs = self._forward.outputs, {}
+        self._forward.complete = False
         if not self.ways:
             self.ways = {name: ways[name] for name in outputs}
         result: dict[str, Tensor] = {}

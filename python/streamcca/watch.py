@@ -12,7 +12,7 @@ from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.rows import Rows, check_equal_counts, check_rows, choose_ways, describe_rows
-from streamcca.tap import Hook, LayerTap
+from streamcca.tap import CallIndex, Hook, LayerTap
 from streamcca.views import Pairs
 
 if TYPE_CHECKING:
@@ -32,11 +32,18 @@ class Watch:
     """
 
     def __init__(
-        self, model: Module, layers: Layers, rows: Rows, mask: Mask, device: str | None, options: dict[str, Any]
+        self,
+        model: Module,
+        layers: Layers,
+        rows: Rows,
+        mask: Mask,
+        call_index: CallIndex,
+        device: str | None,
+        options: dict[str, Any],
     ) -> None:
         check_rows(rows)
-        self._tap = LayerTap(model, layers, device, mask)
-        self._model = model
+        self._tap = LayerTap(model, layers, device, mask, call_index)
+        self._model = self._tap.model
         self._rows: Rows = rows
         self._options = options
         self._moments: Moments | None = None
@@ -73,6 +80,8 @@ class Watch:
         self._tap.detach()
 
     def _commit(self, *_: Any) -> None:
+        if not self._tap.complete:
+            return
         with self._lock:
             grids = self._tap.peek()
             if not grids:
@@ -132,6 +141,7 @@ def watch(
     rows: Rows = "auto",
     *,
     mask: Mask = "auto",
+    call_index: CallIndex = None,
     pairs: Pairs = "all",
     precision: Precision = "auto",
     nonfinite: NonFinite = "raise",
@@ -163,6 +173,9 @@ def watch(
         ``decoder_attention_mask``, or torch's ``src_key_padding_mask``) from the arguments of the model's call; None
         counts every token; a callable gets those arguments. In a step of generation the mask also covers earlier
         tokens, and its end counts.
+    call_index : int or mapping, optional
+        Which call of a layer that runs more than once in a forward: 0 is the first, -1 the last. A mapping gives
+        layers, by name or glob, numbers of their own; the first match counts.
     pairs, precision, nonfinite, threads
         As in `Moments`.
     device : None or 'cpu'
@@ -177,7 +190,7 @@ def watch(
     ------
     LayerError
         No layer matches; a layer asked for by name was never called (at the end), or ran in some forwards
-        only, or more than once in one.
+        only, or more than once in one; the model is a DataParallel.
 
     Notes
     -----
@@ -186,7 +199,8 @@ def watch(
     says where its features lie (convolutions, pools and batch norm: axis 1; linear layers, layer norm,
     embeddings: the last); other modules follow the last output of the same shape. The first dimension must be the
     samples: modules with ``batch_first=False`` are not understood. What a hook refuses (NaN, a layer that does not
-    line up) is raised from the forward pass; nothing of that pass is counted.
+    line up) is raised from the forward pass; nothing of that pass is counted. Code under ``torch.compile`` runs
+    eagerly inside the block, since hooks on compiled modules may never fire.
 
     Examples
     --------
@@ -199,4 +213,4 @@ def watch(
     {'0': 48, '2': 48}
     """
     options = {"pairs": pairs, "precision": precision, "nonfinite": nonfinite, "threads": threads}
-    return Watch(model, layers, rows, mask, device, options)
+    return Watch(model, layers, rows, mask, call_index, device, options)
