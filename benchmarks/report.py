@@ -82,13 +82,27 @@ def _covariance(results: list[dict[str, Any]]) -> list[str]:
     labels = ["numpy X.T @ X, default BLAS", "numpy X.T @ X, Haswell", "scipy ssyrk", "torch.mm(X.T, X)"]
     labels += ["sklearnex covariance", "numpy.cov, default BLAS"]
     head = ["`X.T @ X`", "the same, AVX2 BLAS", "`ssyrk`", "`torch.mm`", "sklearnex", "`np.cov`"]
-    head += ["share of peak", "with vectors"]
-    lines = _table("covariance of", *head)
-    for result in _plain(results):
+    plain = _plain(results)
+    kinds = {"moments only": "share of peak", "vector kernels": "with vectors"}  # the latter on CPUs with a matrix unit
+    there = {row["label"] for result in plain for row in result["contenders"]}
+    kinds = {kind: name for kind, name in kinds.items() if f"streamcca, {kind}" in there}
+    lines = _table("covariance of", *head, *kinds.values())
+    for result in plain:
         shares = {row["label"]: f"{row['share_of_peak']:.0%}" for row in result["contenders"]}
-        ours = [shares.get(f"streamcca, {what}", "") for what in ("moments only", "vector kernels")]
+        ours = [shares.get(f"streamcca, {kind}", "") for kind in kinds]
         wanted = [label.replace("ssyrk", "dsyrk") if "float64" in result["case"] else label for label in labels]
         lines.append(_row(result["case"].removeprefix("covariance, "), *_ratios(result, wanted), *ours))
+    return lines
+
+
+def _bfloat16(results: list[dict[str, Any]]) -> list[str]:
+    rival = "torch.mm of bfloat16"
+    lines = _table("moments of", "streamcca", "with float32 multiply-adds", "`torch.mm`")
+    for result in _of(results, "covariance"):
+        if result["case"].startswith("bfloat16, "):
+            milliseconds = f"{result['contenders'][0]['seconds'] * 1e3:.0f} ms"
+            cells = _ratios(result, ["streamcca, float32 multiply-adds", rival])
+            lines.append(_row(result["case"].removeprefix("bfloat16, ") + " bfloat16", milliseconds, *cells))
     return lines
 
 
@@ -128,7 +142,7 @@ def _files(results: list[dict[str, Any]]) -> list[str]:
 
 def markdown(results: list[dict[str, Any]]) -> list[str]:
     """Return the lines of README's tables."""
-    return [line for part in (_covariance, _truncation, _svcca, _files) for line in part(results)]
+    return [line for part in (_covariance, _bfloat16, _truncation, _svcca, _files) for line in part(results)]
 
 
 def bars_markdown(results: list[dict[str, Any]]) -> list[str]:

@@ -29,7 +29,7 @@ def accumulate(rows, step=None, **options):
 
 
 def largest_error(m, a, b, rows):
-    """Of the covariance, in units of the columns' root mean squares (not deviations: narrow columns are not shifted)."""
+    """Of the covariance, in units of the columns' root mean squares: narrow columns are not shifted."""
     x, y = (np.asarray(rows[v].double() if isinstance(rows[v], torch.Tensor) else rows[v], dtype=float) for v in (a, b))
     scale = np.sqrt(np.outer((x**2).mean(0), (y**2).mean(0)))
     return (np.abs(m.covariance(a, b) - reference.covariance(x, y)) / np.where(scale > 0, scale, 1)).max()
