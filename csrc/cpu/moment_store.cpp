@@ -21,7 +21,7 @@ std::size_t second_level_cache() {
 }
 
 // Bytes of one packed block, up to which each thread has one of its own.
-constexpr std::size_t kLargestRelayed = std::size_t{1} << 20;
+constexpr std::size_t kLargestRelayed = std::size_t{2} << 20;
 
 template <class T>
 Layout layout_of(const std::vector<View>& views, const ProductKernels<T>& kernels) {
