@@ -20,14 +20,15 @@ std::size_t second_level_cache() {
   return std::size_t{1} << 20;
 }
 
-// Bytes of one packed block, up to which each thread has one of its own.
-constexpr std::size_t kLargestRelayed = std::size_t{2} << 20;
+// Whether each thread has packed blocks of its own, of so many bytes. With four times the second-level cache that was 2 to 5 %
+// slower than one block for all, where the cores share the next level (docs/performance.md).
+bool is_relayed(std::size_t block_bytes) { return block_bytes <= 2 * second_level_cache(); }
 
 template <class T>
 Layout layout_of(const std::vector<View>& views, const ProductKernels<T>& kernels) {
   const Geometry geometry{kernels.lanes, kernels.vectors * kernels.lanes, kernels.slice, kGroup<T>, 16, 8};
   const std::size_t depth = kernels.depth, bytes = Schedule::groups(views, geometry) * depth * kLineBytes;
-  return {geometry, depth, blocks_at_once(bytes), bytes <= kLargestRelayed};
+  return {geometry, depth, blocks_at_once(bytes), is_relayed(bytes)};
 }
 
 }  // namespace

@@ -2,10 +2,12 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <new>
 #include <type_traits>
 
 #include "core/error.h"
 #include "cpu/moment_store.h"
+#include "cpu/narrow_rows.h"
 #include "cpu/relay.h"
 #include "cpu/threads.h"
 
@@ -91,9 +93,8 @@ class TypedStore : public MomentStore {
 
   std::size_t add_blocks(const std::vector<Rows>& rows, std::size_t first, std::size_t count, const double* roots, int threads,
                          const Passes& passes) override {
-    reserve();
     const auto most = static_cast<std::size_t>(thread_count(threads));
-    own_.resize(most, OwnBlocks(schedule_.groups(), group_stride(), blocks_, narrow_forms(blocks_), narrow_stride()));
+    if (!make_own_blocks(most)) return 0;
     // Two turns for each thread at least, so that none is left alone with a long one.
     const std::size_t each = std::clamp(count / (2 * most), std::size_t{1}, blocks_), turns = (count + each - 1) / each;
     Relay relay(schedule_.strips().size() + 1, turns);
@@ -165,16 +166,6 @@ class TypedStore : public MomentStore {
     Value* group(std::size_t g) const { return first + g * group_stride; }
   };
 
-  // The groups of some blocks once more, as pairs of rows (NarrowKernels), where their values allow it. One form for each group and block.
-  struct NarrowRows {
-    RawArray<float> values;
-    std::vector<char> fits;
-    std::size_t stride;  // values from one form to the next
-    NarrowRows(std::size_t forms, std::size_t form_stride) : values(forms * form_stride), fits(forms), stride(form_stride) {}
-    const float* form(std::size_t i) const { return values.data() + i * stride; }
-    float* form(std::size_t i) { return values.data() + i * stride; }
-  };
-
   // One block of packed rows, and where its narrow forms are.
   struct Block {
     Packed<const T> rows;
@@ -190,6 +181,7 @@ class TypedStore : public MomentStore {
     RawArray<T> packed;
     NarrowRows narrow;
     AlignedArray<double> sums, squares;
+    OwnBlocks(OwnBlocks&&) noexcept = default;
     OwnBlocks(std::size_t groups, std::size_t stride, std::size_t blocks, std::size_t forms, std::size_t form_stride)
         : packed(groups * stride), narrow(forms, form_stride), sums(groups * kGroup<T> * blocks), squares(groups * kGroup<T> * blocks) {}
   };
@@ -334,6 +326,17 @@ class TypedStore : public MomentStore {
         multiply(strip, slice, tile, block, out, ahead);
       });
     }
+  }
+
+  // False where memory is short: the rows then take the other way.
+  bool make_own_blocks(std::size_t count) {
+    try {
+      while (own_.size() < count) own_.emplace_back(schedule_.groups(), group_stride(), blocks_, narrow_forms(blocks_), narrow_stride());
+    } catch (const std::bad_alloc&) {
+      own_.clear();
+      return false;
+    }
+    return true;
   }
 
   Block own_block(const OwnBlocks& own, std::size_t block) const {
