@@ -124,7 +124,7 @@ def test_warning_above_1e_6_and_refusal_above_1e_2():
     with pytest.warns(sc.AccuracyWarning, match=r"rounding may have moved the mean by up to .*precision='float64'"):
         r = sc.cca(x, y, allow_inaccurate=True)
     assert r.error_bound > 1e-6
-    x, y, _ = planted_pair(900.0, np.random.default_rng(0))
+    x, y, _ = planted_pair(1200.0, np.random.default_rng(0))
     x32, y32 = x.astype(np.float32), y.astype(np.float32)
     with pytest.raises(sc.AccuracyError, match=r"more than 0\.01; truncate more, add a ridge.*allow_inaccurate=True"):
         sc.cca(x32, y32)

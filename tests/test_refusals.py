@@ -400,7 +400,7 @@ def test_ctrl_c_is_honored_between_blocks():
             m.update(a=x)
     timer.join()
     done = m.rows % len(x)
-    assert m.rows % BLOCK_ROWS == 0 or done == 0
+    assert m.rows % (BLOCK_ROWS // 2) == 0 or done == 0  # level avx2 has blocks of half as many
     again = sc.Moments({"a": 512})
     for _ in range(m.rows // len(x)):
         again.update(a=x)

@@ -139,6 +139,7 @@ py::dict save(const Accumulator& self) {
   d["rows"] = s.rows;
   d["skipped"] = s.skipped;
   d["weight"] = s.weight;
+  d["block_rows"] = s.block_rows;
   d["block_weight"] = s.block_weight;
   d["rounding"] = s.rounding;
   d["row_unit"] = s.row_unit;
@@ -173,6 +174,8 @@ void restore(Accumulator& self, const py::dict& d) {
   s.rounding = d["rounding"].cast<double>();
   s.row_unit = d["row_unit"].cast<double>();
   s.roots = to_vector(d["roots"].cast<DoubleArray>());
+  // Files of earlier versions do not have it; all their blocks were accounted for by 256 rows.
+  s.block_rows = d.contains("block_rows") ? d["block_rows"].cast<std::uint64_t>() : s.roots.size() % kHeadRows;
   if (s.roots.size() >= (s.settled ? kLongestBlock : kHeadRows) || (s.settled && !s.started)) {
     throw Error(ErrorKind::value, "state: more pending rows than a block holds, or a shift without rows");
   }

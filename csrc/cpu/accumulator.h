@@ -40,7 +40,8 @@ struct State {
   std::uint64_t rows = 0;
   std::uint64_t skipped = 0;
   double weight = 0;
-  double block_weight = 0;
+  std::uint64_t block_rows = 0;  // whose rounding is not accounted for yet
+  double block_weight = 0;       // of these
   double rounding = 0;
   double row_unit = 1;
   PerView shift, sums, squares, pending;     // pending is row-major

@@ -116,6 +116,7 @@ State Accumulator::save() const {
   state.rows = rows_;
   state.skipped = skipped_;
   state.weight = weight_;
+  state.block_rows = block_rows_;
   state.block_weight = block_weight_;
   state.rounding = rounding_;
   state.row_unit = row_unit_;
@@ -167,7 +168,7 @@ void Accumulator::restore(const State& state) {
   fresh.rows_ = state.rows;
   fresh.skipped_ = state.skipped;
   fresh.weight_ = state.weight;
-  fresh.block_rows_ = state.roots.size() % kHeadRows;
+  fresh.block_rows_ = state.block_rows;
   fresh.block_weight_ = state.block_weight;
   fresh.rounding_ = state.rounding;
   if (state.started && fresh.block_rows_ >= fresh.accounted_rows()) fresh.close_block();  // saved at a level with longer blocks
