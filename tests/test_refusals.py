@@ -15,8 +15,7 @@ import pytest
 import torch
 
 import streamcca as sc
-from streamcca import _memory
-from streamcca import _backend
+from streamcca import _backend, _memory
 from streamcca._backend import BLOCK_ROWS
 
 GOOD = np.random.default_rng(0).standard_normal((300, 4))
