@@ -109,12 +109,6 @@ std::size_t wanted_count(const std::vector<double>& values, const Wanted& wanted
   return 0;
 }
 
-// At least so many are needed: by Cauchy and Schwarz, k eigenvalues sum to at most sqrt(k) times the norm.
-double fewest_possible(const Matrix& a, const Wanted& wanted) {
-  if (wanted.count) return static_cast<double>(wanted.count);
-  return wanted.sum * wanted.sum / sum_of_squares(a);
-}
-
 // How many will be needed, judged by the Ritz values that have settled: the others are not larger than the last of these.
 double expected_count(const std::vector<double>& values, const std::vector<double>& residuals, const Wanted& wanted) {
   double sum = 0;
@@ -138,6 +132,12 @@ bool none_above(const Lapack& lapack, const Matrix& a, const LeadingPairs& found
 
 }  // namespace
 
+// By Cauchy and Schwarz, k eigenvalues sum to at most sqrt(k) times the norm.
+double fewest_possible(const Matrix& a, const Wanted& wanted) {
+  if (wanted.count) return static_cast<double>(wanted.count);
+  return wanted.sum * wanted.sum / sum_of_squares(a);
+}
+
 std::optional<LeadingPairs> leading_pairs(const Lapack& lapack, const Matrix& a, const Wanted& wanted) {
   const std::size_t d = a.rows;
   const auto too_many = [d](double count) { return count * kMostPairs > static_cast<double>(d); };
@@ -146,7 +146,7 @@ std::optional<LeadingPairs> leading_pairs(const Lapack& lapack, const Matrix& a,
   for (std::size_t blocks = 1; basis.size() + kBlock <= d / kMostBasis; ++blocks) {
     basis.grow();
     if (blocks % kBlocksPerLook) continue;
-    const Tridiagonal t = tridiagonalize(lapack, basis.projection());
+    const Spectrum t = decompose(lapack, basis.projection());
     LeadingPairs found{{t.eigenvalues.rbegin(), t.eigenvalues.rend()}, {}};
     const std::size_t count = wanted_count(found.eigenvalues, wanted);
     if (count > basis.size() / 2) continue;

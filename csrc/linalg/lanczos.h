@@ -21,6 +21,9 @@ struct Wanted {
   std::size_t count = 0;
 };
 
+// At least so many are needed.
+double fewest_possible(const Matrix& a, const Wanted& wanted);
+
 // Nothing if so many are wanted that decomposing the whole matrix is cheaper, or if the certificate fails; the
 // attempt then costs a few percent of that decomposition. The certificate: with the pairs found taken out of the
 // matrix, (s I - rest) has a Cholesky factor, so no other eigenvalue exceeds s, which is put between the last

@@ -55,30 +55,30 @@ Matrix product(const Lapack& lapack, char transpose_a, const Matrix& a, const Ma
 // Divide and conquer works on all d eigenvectors at once, in d^2 doubles that LAPACK counts in 32 bits.
 bool fits_divide_and_conquer(std::size_t d) { return square(d) + 4 * static_cast<double>(d) + 1 <= INT_MAX; }
 
-// Eigenvectors of the tridiagonal matrix for its `count` largest eigenvalues, ascending, by divide and conquer.
-// It computes all of them and yet is the fastest for many: 0.04 s where dstemr takes 0.18 s (d = 1024, count 870).
-Matrix tridiagonal_divide_and_conquer(const Lapack& lapack, const Tridiagonal& t, std::size_t count, std::vector<double>* ascending) {
-  const std::size_t d = t.diagonal.size();
-  Matrix all(d, d);
-  std::vector<double> values = t.diagonal, off = t.off_diagonal;
+// All eigenvalues and eigenvectors of the tridiagonal matrix, ascending, by divide and conquer.
+// The fastest for many: 0.04 s where dstemr takes 0.18 s (d = 1024, 870 wanted).
+void divide_and_conquer(const Lapack& lapack, Spectrum* t) {
+  const std::size_t d = t->diagonal.size();
+  t->vectors = Matrix(d, d);
+  t->eigenvalues = t->diagonal;
+  std::vector<double> off = t->off_diagonal;
   int n = lapack_int(d), info = 0, work_size = -1, int_work_size = -1, int_work_query = 0;
   double work_query = 0;
   char job = 'I';
-  lapack.dstedc(&job, &n, values.data(), off.data(), all.values.data(), &n, &work_query, &work_size, &int_work_query, &int_work_size,
-                &info);
+  double* values = t->eigenvalues.data();
+  double* vectors = t->vectors.values.data();
+  lapack.dstedc(&job, &n, values, off.data(), vectors, &n, &work_query, &work_size, &int_work_query, &int_work_size, &info);
   work_size = workspace("dstedc", work_query, square(d) + 4 * static_cast<double>(d) + 1);
   int_work_size = workspace("dstedc", int_work_query, 5 * static_cast<double>(d) + 3);
-  std::vector<double> work(static_cast<std::size_t>(work_size));
+  AlignedArray<double> work(static_cast<std::size_t>(work_size));
   std::vector<int> int_work(static_cast<std::size_t>(int_work_size));
-  lapack.dstedc(&job, &n, values.data(), off.data(), all.values.data(), &n, work.data(), &work_size, int_work.data(), &int_work_size,
-                &info);
+  lapack.dstedc(&job, &n, values, off.data(), vectors, &n, work.data(), &work_size, int_work.data(), &int_work_size, &info);
   check("dstedc", info);
-  ascending->assign(values.end() - static_cast<std::ptrdiff_t>(count), values.end());
-  return columns_of(all, d - count, count);  // a copy, so that the others are given back
 }
 
-// The same by relatively robust representations, whose cost grows with count; false if they fail.
-bool tridiagonal_representations(const Lapack& lapack, const Tridiagonal& t, std::size_t count, Matrix* z, std::vector<double>* ascending) {
+// Eigenvectors for the `count` largest eigenvalues by relatively robust representations, whose cost grows with count; false
+// if they fail.
+bool representations(const Lapack& lapack, const Spectrum& t, std::size_t count, Matrix* z, std::vector<double>* ascending) {
   const std::size_t d = t.diagonal.size();
   *z = Matrix(d, count);
   int n = lapack_int(d), columns = lapack_int(z->cols), lowest = n - columns + 1, highest = n, found = 0, try_accurate = 1;
@@ -96,7 +96,7 @@ bool tridiagonal_representations(const Lapack& lapack, const Tridiagonal& t, std
 }
 
 // From the tridiagonal basis back to that of the matrix, in place.
-void back_transform(const Lapack& lapack, const Tridiagonal& t, Matrix* z) {
+void back_transform(const Lapack& lapack, const Spectrum& t, Matrix* z) {
   char side = 'L', uplo = 'L', plain = 'N';
   int n = lapack_int(z->rows), columns = lapack_int(z->cols), work_size = -1, info = 0;
   double work_query = 0;
@@ -111,6 +111,8 @@ void back_transform(const Lapack& lapack, const Tridiagonal& t, Matrix* z) {
 
 // Both algorithms take equally long at about this part of all eigenvectors (d = 256 to 2048).
 constexpr std::size_t kManyFrom = 8;  // d / 8
+
+bool better_all(std::size_t count, std::size_t d) { return count * kManyFrom >= d && fits_divide_and_conquer(d); }
 
 }  // namespace
 
@@ -136,6 +138,13 @@ Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count) {
   Matrix part(m.rows, count);
   std::copy_n(m.column(first), count * m.rows, part.values.begin());
   return part;
+}
+
+Matrix last_columns(Matrix m, std::size_t count) {
+  std::copy_n(m.column(m.cols - count), count * m.rows, m.values.begin());
+  m.values.resize(count * m.rows);
+  m.cols = count;
+  return m;
 }
 
 Matrix transpose(const Matrix& m) {
@@ -177,8 +186,8 @@ bool has_cholesky_factor(const Lapack& lapack, Matrix a) {
   return info == 0;
 }
 
-Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
-  Tridiagonal t;
+Spectrum decompose(const Lapack& lapack, Matrix a, std::size_t at_least) {
+  Spectrum t;
   int n = lapack_int(a.rows), info = 0, work_size = -1;
   char uplo = 'L';
   t.diagonal.resize(a.rows);
@@ -190,22 +199,27 @@ Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a) {
   std::vector<double> work(static_cast<std::size_t>(work_size));
   lapack.dsytrd(&uplo, &n, a.values.data(), &n, t.diagonal.data(), t.off_diagonal.data(), t.tau.data(), work.data(), &work_size, &info);
   check("dsytrd", info);
+  t.reflectors = std::move(a);
+  if (better_all(at_least, t.reflectors.rows)) {
+    divide_and_conquer(lapack, &t);
+    return t;
+  }
   t.eigenvalues = t.diagonal;
   std::vector<double> off = t.off_diagonal;
   lapack.dsterf(&n, t.eigenvalues.data(), off.data(), &info);
   check("dsterf", info);
-  t.reflectors = std::move(a);
   return t;
 }
 
-Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, std::size_t count, std::vector<double>* eigenvalues) {
+Matrix leading_eigenvectors(const Lapack& lapack, Spectrum t, std::size_t count, std::vector<double>* eigenvalues) {
   const std::size_t d = t.diagonal.size();
   Matrix z(d, 0);
   eigenvalues->clear();
   if (count == 0) return z;
-  const bool many = count * kManyFrom >= d && fits_divide_and_conquer(d);
-  if (many || !tridiagonal_representations(lapack, t, count, &z, eigenvalues)) {
-    z = tridiagonal_divide_and_conquer(lapack, t, count, eigenvalues);
+  if (t.vectors.cols || better_all(count, d) || !representations(lapack, t, count, &z, eigenvalues)) {
+    if (!t.vectors.cols) divide_and_conquer(lapack, &t);
+    eigenvalues->assign(t.eigenvalues.end() - static_cast<std::ptrdiff_t>(count), t.eigenvalues.end());
+    z = last_columns(std::move(t.vectors), count);
   }
   back_transform(lapack, t, &z);
   reverse_columns(&z);

@@ -42,6 +42,7 @@ Matrix multiply_transposed(const Lapack& lapack, const Matrix& a, const Matrix& 
 void outer_product_minus(const Lapack& lapack, const Matrix& a, Matrix* c);
 double sum_of_squares(const Matrix& m);
 Matrix columns_of(const Matrix& m, std::size_t first, std::size_t count);  // a copy
+Matrix last_columns(Matrix m, std::size_t count);                          // in m's memory
 Matrix transpose(const Matrix& m);
 // diag(factors) m and m diag(factors), in place.
 void scale_rows(Matrix* m, const std::vector<double>& factors);
@@ -52,16 +53,19 @@ Matrix orthonormalize(const Lapack& lapack, Matrix* m);
 // Whether the symmetric matrix a, of which the lower triangle is read, is positive definite, as far as float64 can tell.
 bool has_cholesky_factor(const Lapack& lapack, Matrix a);
 
-// All eigenvalues of the symmetric matrix a, ascending, and what is needed to get eigenvectors later.
-struct Tridiagonal {
+// All eigenvalues of the symmetric matrix a, ascending, and what is needed to get eigenvectors.
+struct Spectrum {
   Matrix reflectors;  // dsytrd's output, lower triangle
   std::vector<double> diagonal, off_diagonal, tau;
   std::vector<double> eigenvalues;  // ascending
+  Matrix vectors;                   // all of the tridiagonal matrix, if they came with the eigenvalues
 };
-Tridiagonal tridiagonalize(const Lapack& lapack, Matrix a);
+// `at_least`: how many eigenvectors will be asked for. If many, they come from divide and conquer together with the
+// eigenvalues, and nothing is computed twice.
+Spectrum decompose(const Lapack& lapack, Matrix a, std::size_t at_least = 0);
 // Eigenvectors of the `count` largest eigenvalues, d x count, largest first; `eigenvalues` gets the values
 // that belong to them.
-Matrix leading_eigenvectors(const Lapack& lapack, const Tridiagonal& t, std::size_t count, std::vector<double>* eigenvalues);
+Matrix leading_eigenvectors(const Lapack& lapack, Spectrum spectrum, std::size_t count, std::vector<double>* eigenvalues);
 
 // Thin singular value decomposition a = u diag(s) vt.
 struct Svd {

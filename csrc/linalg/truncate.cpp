@@ -184,15 +184,24 @@ bool cut_leading(const Lapack& lapack, const Matrix& covariance, const Rule& rul
   return true;
 }
 
-void cut_whole(const Lapack& lapack, const Matrix& covariance, const Rule& rule, TruncatedView* view) {
-  const Tridiagonal t = tridiagonalize(lapack, covariance);
-  const std::vector<double> descending(t.eigenvalues.rbegin(), t.eigenvalues.rend());
+// A lower bound of the rank that the rule will choose, so that eigenvectors may come with the eigenvalues. The nuclear
+// norm needs at least as many directions as the variance does.
+std::size_t least_rank(const Matrix& covariance, const Rule& rule, const TruncatedView& view) {
+  if (rule.kind == RuleKind::full) return view.live;  // nearly always; if not, the answer is the same, only later
+  if (rule.kind == RuleKind::rank) return static_cast<std::size_t>(rule.value);
+  return static_cast<std::size_t>(fewest_possible(covariance, {rule.value * view.trace, 0}));
+}
+
+void cut_whole(const Lapack& lapack, Matrix covariance, const Rule& rule, TruncatedView* view) {
+  const std::size_t at_least = least_rank(covariance, rule, *view);
+  Spectrum spectrum = decompose(lapack, std::move(covariance), at_least);
+  const std::vector<double> descending(spectrum.eigenvalues.rbegin(), spectrum.eigenvalues.rend());
   set_tolerance(view, descending);
   if (view->numerical_rank == 0) {
     throw Error(ErrorKind::numeric, "no direction stands above rounding; accumulate with precision='float64'");
   }
   choose_rank(view, descending, rule);
-  view->vectors = leading_eigenvectors(lapack, t, view->rank, &view->eigenvalues);
+  view->vectors = leading_eigenvectors(lapack, std::move(spectrum), view->rank, &view->eigenvalues);
   set_next_eigenvalue(view, descending);
 }
 
@@ -222,7 +231,7 @@ TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError 
   }
 
   view.trace = trace_of(covariance);
-  if (!cut_leading(lapack, covariance, rule, &view)) cut_whole(lapack, covariance, rule, &view);
+  if (!cut_leading(lapack, covariance, rule, &view)) cut_whole(lapack, std::move(covariance), rule, &view);
   return view;
 }
 
