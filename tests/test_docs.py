@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sc.StreamCCAWarning)
         exec(compile(code, "README.md", "exec"), {})
@@ -26,6 +26,15 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert claimed in out
     assert float(out.splitlines()[-1]) == pytest.approx(1, abs=1e-6)
     assert (tmp_path / "layers.png").stat().st_size > 10_000
+
+
+def test_the_training_loop_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "SVCCA to the final state, n = 2000 samples" in capsys.readouterr().out
+    for picture in ("curves.png", "map.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]

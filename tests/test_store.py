@@ -149,9 +149,11 @@ def test_every_flipped_bit_is_refused(tmp_path):
 
 def test_foreign_files_are_refused(tmp_path):
     save_file({"weight": np.ones(3)}, tmp_path / "foreign")
-    assert "not of streamcca moments" in refused(tmp_path / "bad", (tmp_path / "foreign").read_bytes())
+    assert "another program's), expected one written by Moments.save" in refused(
+        tmp_path / "bad", (tmp_path / "foreign").read_bytes()
+    )
     np.save(tmp_path / "array.npy", X)
-    assert "not a file of saved moments" in refused(tmp_path / "bad", (tmp_path / "array.npy").read_bytes())
+    assert "not written by Moments.save" in refused(tmp_path / "bad", (tmp_path / "array.npy").read_bytes())
     refused(tmp_path / "bad", b"")
     refused(tmp_path / "bad", b"\x80\x04K\x01.")  # a pickle
     with pytest.raises(sc.MissingFileError, match="there is no such file"):

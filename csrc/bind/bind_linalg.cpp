@@ -85,16 +85,17 @@ TruncatedView truncate_array(const DoubleArray& covariance, double relative, dou
   return truncate(lapack(), std::move(c), std::move(error), parsed, ridge);
 }
 
-// `side` "" weighs all correlations alike (CCA, SVCCA); "x" or "y" by projection (PWCCA).
-py::dict compare_views(const TruncatedView& x, const TruncatedView& y, const DoubleArray& cross, const std::string& side) {
-  const auto width = [](const TruncatedView& v) { return static_cast<py::ssize_t>(v.width); };
-  check_shape(cross.ndim() == 2 && cross.shape(0) == width(x) && cross.shape(1) == width(y), "compare");
+// `side` "" weighs all correlations alike (CCA, SVCCA); "x" or "y" by projection (PWCCA). `kept`: `cross` is the kx x ky
+// covariance of projections, not the dx x dy one of the neurons.
+py::dict compare_views(const TruncatedView& x, const TruncatedView& y, const DoubleArray& cross, const std::string& side, bool kept) {
+  const auto size = [kept](const TruncatedView& v) { return static_cast<py::ssize_t>(kept ? v.rank : v.width); };
+  check_shape(cross.ndim() == 2 && cross.shape(0) == size(x) && cross.shape(1) == size(y), "compare");
   Matrix matrix = to_matrix(cross);
   const MeanOver mean_over = side == "x" ? MeanOver::projection_x : side == "y" ? MeanOver::projection_y : MeanOver::correlations;
   Comparison c;
   {
     const py::gil_scoped_release release;
-    c = compare(lapack(), x, y, std::move(matrix), mean_over);
+    c = kept ? compare_kept(lapack(), x, y, matrix, mean_over) : compare(lapack(), x, y, std::move(matrix), mean_over);
   }
   const auto m = static_cast<py::ssize_t>(c.correlations.size());
   py::dict result;
@@ -109,13 +110,46 @@ py::dict compare_views(const TruncatedView& x, const TruncatedView& y, const Dou
   return result;
 }
 
+// Every field, for files of truncated views.
+py::dict save_view(const TruncatedView& v) {
+  const auto array = [](std::vector<double> values) {
+    const auto size = static_cast<py::ssize_t>(values.size());
+    return to_array(std::move(values), {size});
+  };
+  py::dict d;
+  d["width"] = v.width, d["live"] = v.live, d["rank"] = v.rank, d["numerical_rank"] = v.numerical_rank;
+  d["lowest_rank"] = v.lowest_rank, d["highest_rank"] = v.highest_rank;
+  d["unit"] = v.unit, d["next_eigenvalue"] = v.next_eigenvalue, d["trace"] = v.trace, d["share"] = v.share, d["margin"] = v.margin;
+  d["tolerance"] = v.tolerance, d["backward_error"] = v.backward_error;
+  d["error_relative"] = v.error.relative, d["error_rows"] = v.error.rows, d["error_raw"] = array(v.error.raw);
+  d["vectors"] = to_array(Matrix(v.vectors)), d["eigenvalues"] = array(v.eigenvalues), d["scale"] = array(v.scale);
+  return d;
+}
+
+TruncatedView restore_view(const py::dict& d) {
+  const auto count = [&d](const char* key) { return py::cast<std::size_t>(d[key]); };
+  const auto number = [&d](const char* key) { return py::cast<double>(d[key]); };
+  const auto values = [&d](const char* key) { return to_vector(py::cast<DoubleArray>(d[key])); };
+  TruncatedView v;
+  v.width = count("width"), v.live = count("live"), v.rank = count("rank"), v.numerical_rank = count("numerical_rank");
+  v.lowest_rank = count("lowest_rank"), v.highest_rank = count("highest_rank");
+  v.unit = number("unit"), v.next_eigenvalue = number("next_eigenvalue"), v.trace = number("trace");
+  v.share = number("share"), v.margin = number("margin"), v.tolerance = number("tolerance");
+  v.backward_error = number("backward_error"), v.error = {number("error_relative"), number("error_rows"), values("error_raw")};
+  v.vectors = to_matrix(py::cast<DoubleArray>(d["vectors"])), v.eigenvalues = values("eigenvalues"), v.scale = values("scale");
+  const bool fits = v.vectors.rows == v.width && v.vectors.cols == v.rank && v.eigenvalues.size() == v.rank && v.rank > 0 &&
+                    v.scale.size() == v.width && v.error.raw.size() == v.width;
+  check_shape(fits, "restore_view");
+  return v;
+}
+
 }  // namespace
 
 void bind_linalg(py::module_& m) {
   m.def("load_lapack", &load_lapack, py::arg("capsules"));
   m.def("truncate", &truncate_array, py::arg("covariance"), py::arg("relative"), py::arg("rows"), py::arg("raw"), py::arg("rule"),
         py::arg("value"), py::arg("ridge"));
-  m.def("compare", &compare_views, py::arg("x"), py::arg("y"), py::arg("cross"), py::arg("side"));
+  m.def("compare", &compare_views, py::arg("x"), py::arg("y"), py::arg("cross"), py::arg("side"), py::arg("kept"));
   py::class_<TruncatedView>(m, "TruncatedView")
       .def_readonly("width", &TruncatedView::width)
       .def_readonly("rank", &TruncatedView::rank)
@@ -126,6 +160,17 @@ void bind_linalg(py::module_& m) {
       .def_readonly("lowest_rank", &TruncatedView::lowest_rank)
       .def_readonly("highest_rank", &TruncatedView::highest_rank)
       .def_readonly("live", &TruncatedView::live)
+      .def("save", &save_view)
+      .def_static("restore", &restore_view, py::arg("state"))
+      // What takes centered rows (n, d) to their coordinates (n, k) in the kept directions.
+      .def_property_readonly("projection",
+                             [](const TruncatedView& v) {
+                               Matrix p = v.vectors;
+                               std::vector<double> unscale = v.scale;
+                               for (double& value : unscale) value = value > 0 ? 1 / value : 0;
+                               scale_rows(&p, unscale);
+                               return to_array(std::move(p));
+                             })
       .def_property_readonly("vectors", [](const TruncatedView& v) { return to_array(Matrix(v.vectors)); })
       .def_property_readonly("eigenvalues", [](const TruncatedView& v) {
         std::vector<double> values = v.eigenvalues;

@@ -44,12 +44,11 @@ std::vector<double> projection_shares(const Matrix& neuron_loadings) {
 
 }  // namespace
 
-Variates canonical_variates(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross) {
+Variates canonical_variates(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix kept) {
   const std::vector<double> x_root = power(x.eigenvalues, -0.5), y_root = power(y.eigenvalues, -0.5);
-  Matrix core = multiply(lapack, multiply_transposed(lapack, x.vectors, cross), y.vectors);
-  scale_rows(&core, x_root);
-  scale_columns(&core, y_root);
-  Svd svd = thin_svd(lapack, std::move(core));
+  scale_rows(&kept, x_root);
+  scale_columns(&kept, y_root);
+  Svd svd = thin_svd(lapack, std::move(kept));
 
   Variates v;
   v.correlations = std::move(svd.s);
@@ -73,12 +72,11 @@ Matrix loadings(const Lapack& lapack, const TruncatedView& view, const Matrix& c
   return result;
 }
 
-Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross, MeanOver mean_over) {
-  const std::vector<double> x_unscale = inverse_or_zero(x.scale), y_unscale = inverse_or_zero(y.scale);
-  scale_rows(&cross, x_unscale);
-  scale_columns(&cross, y_unscale);
-  Variates v = canonical_variates(lapack, x, y, cross);
+namespace {
 
+// `cross` in working coordinates, for the error bound; null if only the kept directions were paired.
+Comparison compare_variates(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Variates v, const Matrix* cross,
+                            MeanOver mean_over) {
   Comparison result;
   ErrorBound bound;
   if (mean_over == MeanOver::correlations) {
@@ -97,9 +95,22 @@ Comparison compare(const Lapack& lapack, const TruncatedView& x, const Truncated
   result.correlations = std::move(v.correlations);
   result.x_weights = std::move(v.x_weights);
   result.y_weights = std::move(v.y_weights);
-  scale_rows(&result.x_weights, x_unscale);
-  scale_rows(&result.y_weights, y_unscale);
+  scale_rows(&result.x_weights, inverse_or_zero(x.scale));
+  scale_rows(&result.y_weights, inverse_or_zero(y.scale));
   return result;
+}
+
+}  // namespace
+
+Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross, MeanOver mean_over) {
+  scale_rows(&cross, inverse_or_zero(x.scale));
+  scale_columns(&cross, inverse_or_zero(y.scale));
+  Variates v = canonical_variates(lapack, x, y, multiply(lapack, multiply_transposed(lapack, x.vectors, cross), y.vectors));
+  return compare_variates(lapack, x, y, std::move(v), &cross, mean_over);
+}
+
+Comparison compare_kept(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& kept, MeanOver mean_over) {
+  return compare_variates(lapack, x, y, canonical_variates(lapack, x, y, kept), nullptr, mean_over);
 }
 
 }  // namespace streamcca

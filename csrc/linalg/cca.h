@@ -33,9 +33,13 @@ struct Comparison {
 // `cross` is the dx x dy cross covariance in the neurons' own units.
 Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross, MeanOver mean_over);
 
-// correlations = singular values of Lx^-1/2 Vx' Sxy Vy Ly^-1/2 (Bjorck & Golub 1973 in moment form); `cross` in
-// working coordinates.
-Variates canonical_variates(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross);
+// The same of the kx x ky covariance of the rows' projections on the kept directions, in working coordinates: what a
+// second pass over the rows gives without any d x d. The error bound is wider, by what the discarded directions could say.
+Comparison compare_kept(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& kept, MeanOver mean_over);
+
+// correlations = singular values of Lx^-1/2 (Vx' Sxy Vy) Ly^-1/2 (Bjorck & Golub 1973 in moment form), the kept covariance
+// in parentheses.
+Variates canonical_variates(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix kept);
 
 // Covariances of the neurons of a view (rows, in their own units) with its m variates.
 Matrix loadings(const Lapack& lapack, const TruncatedView& view, const Matrix& coordinates);

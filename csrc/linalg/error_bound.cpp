@@ -61,29 +61,46 @@ Matrix signs(std::size_t rows) {
   return z;
 }
 
+// Sum of |D R diag(share) W' diag(1/gap) V' D|^2 for the R below, with V_rest' Sxy B bounded: (I - diag(rho^2)) is at
+// least what is left of the other variates' variances, so R'R is at most next_eigenvalue times that.
+double bounded_turn(const Side& side, const Variates& v, const std::vector<double>& shares, const std::vector<double>& inverse_gaps,
+                    const std::vector<double>& size) {
+  Matrix coordinates = side.coordinates;
+  scale_rows(&coordinates, inverse_gaps);
+  const std::vector<double> lengths = Side::norms(multiply(side.lapack, side.view.vectors, coordinates), size);
+  const double largest = square(*std::max_element(size.begin(), size.end()));
+  double sum = 0;
+  for (std::size_t i = 0; i < shares.size(); ++i) sum += square(shares[i]) * (1 - square(v.correlations[i])) * lengths[i];
+  return largest * side.view.next_eigenvalue * sum;
+}
+
 // Variance of the weighted mean through this side's own covariance. With E its error,
 //   d rho_i = -1/2 rho_i a_i' E a_i + (turn of the kept subspace),
 // where the turn moves a_i by V_rest C w_i, C_jp = v_j' E v_p / (lambda_p - lambda_j), and adds
 // (V_rest C w_i)' Sxy b_i. The gradient is  -1/2 A diag(share rho) A' + R diag(share) W' diag(1/gap) V',
 // R = (I - V V') Sxy B; using the gap to the first discarded direction for all j enlarges the turn.
-// `cross` has this side's neurons as rows.
-double own_variance(const Side& side, const Side& other, const Matrix& cross, const Variates& v, const std::vector<double>& shares,
+// `cross` has this side's neurons as rows; null if unknown.
+double own_variance(const Side& side, const Side& other, const Matrix* cross, const Variates& v, const std::vector<double>& shares,
                     const std::vector<double>& size) {
   const Lapack& l = side.lapack;
   Matrix z = signs(side.view.width);
   scale_rows(&z, size);
   Matrix within = multiply_transposed(l, side.weights, z);
-  Matrix turned = multiply_transposed(l, side.view.vectors, z);
   std::vector<double> inverse_gaps, pull;
   for (std::size_t p = 0; p < side.view.rank; ++p) inverse_gaps.push_back(1 / side.gap(p));
   for (std::size_t i = 0; i < shares.size(); ++i) pull.push_back(-0.5 * shares[i] * v.correlations[i]);
   scale_rows(&within, pull);
+  Matrix gradient = multiply(l, side.weights, within);
+  if (!cross) {
+    scale_rows(&gradient, size);
+    const double turn = bounded_turn(side, v, shares, inverse_gaps, size);
+    return 2 * square(std::sqrt(sum_of_squares(gradient) / kProbes) + std::sqrt(turn));
+  }
+  Matrix turned = multiply_transposed(l, side.view.vectors, z);
   scale_rows(&turned, inverse_gaps);
   Matrix mixed = multiply_transposed(l, side.coordinates, turned);
   scale_rows(&mixed, shares);
-
-  Matrix gradient = multiply(l, side.weights, within);
-  const Matrix outside = multiply(l, cross, multiply(l, other.weights, mixed));
+  const Matrix outside = multiply(l, *cross, multiply(l, other.weights, mixed));
   const Matrix inside = multiply(l, side.view.vectors, multiply_transposed(l, side.view.vectors, outside));
   for (std::size_t i = 0; i < gradient.values.size(); ++i) gradient.values[i] += outside.values[i] - inside.values[i];
   scale_rows(&gradient, size);
@@ -213,11 +230,13 @@ double moving_shares_bound(const Side& side, const Side& other, const Variates& 
   return turns.bound();
 }
 
-double mean_variance(const Side& x, const Side& y, const Matrix& cross, const Variates& v, const std::vector<double>& shares) {
+double mean_variance(const Side& x, const Side& y, const Matrix* cross, const Variates& v, const std::vector<double>& shares) {
   const std::vector<double> x_solver(x.view.width, std::sqrt(x.solver)), y_solver(y.view.width, std::sqrt(y.solver));
-  const Matrix transposed = transpose(cross);
+  Matrix transposed;
+  if (cross) transposed = transpose(*cross);
+  const Matrix* back = cross ? &transposed : nullptr;
   return cross_variance(x, y, shares) + own_variance(x, y, cross, v, shares, x.size) + own_variance(x, y, cross, v, shares, x_solver) +
-         own_variance(y, x, transposed, v, shares, y.size) + own_variance(y, x, transposed, v, shares, y_solver);
+         own_variance(y, x, back, v, shares, y.size) + own_variance(y, x, back, v, shares, y_solver);
 }
 
 ErrorBound bound_of(const Side& x, const Side& y, const Variates& v, const std::vector<double>& shares, double variance) {
@@ -233,13 +252,13 @@ ErrorBound bound_of(const Side& x, const Side& y, const Variates& v, const std::
 
 }  // namespace
 
-ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross, const Variates& v,
+ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix* cross, const Variates& v,
                        const std::vector<double>& shares) {
   const Side sx(lapack, x, v.x_weights, v.x_coordinates), sy(lapack, y, v.y_weights, v.y_coordinates);
   return bound_of(sx, sy, v, shares, mean_variance(sx, sy, cross, v, shares));
 }
 
-ErrorBound projection_error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& cross,
+ErrorBound projection_error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix* cross,
                                   const Variates& v, const std::vector<double>& shares, const Matrix& loadings, bool of_x) {
   const Side sx(lapack, x, v.x_weights, v.x_coordinates), sy(lapack, y, v.y_weights, v.y_coordinates);
   ErrorBound bound = bound_of(sx, sy, v, shares, mean_variance(sx, sy, cross, v, shares));

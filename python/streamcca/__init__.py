@@ -7,8 +7,10 @@ turn the moments into similarities that come with their error bound and their ch
 # Every name is bound here, after its module: `watch` and `compare` are functions, although modules bear the
 # same names. torch, matplotlib and scipy.linalg are imported where they are first needed.
 from streamcca._backend import VERSION as __version__
+from streamcca.callbacks import lightning_callback, trainer_callback
 from streamcca.cca import cca, pwcca, svcca
 from streamcca.compare import compare
+from streamcca.dynamics import Curves, Dynamics
 from streamcca.errors import (
     AccuracyError,
     AccuracyWarning,
@@ -22,6 +24,7 @@ from streamcca.errors import (
     NonFiniteError,
     NumericError,
     ProcessError,
+    ReplayError,
     SampleSizeWarning,
     StateFileError,
     StorageError,
@@ -29,8 +32,11 @@ from streamcca.errors import (
     StreamCCAWarning,
     UnderdeterminedError,
 )
+from streamcca.many import ModelComparison
 from streamcca.moments import Moments
+from streamcca.plan import Plan, plan
 from streamcca.results import CCAResult, LayerComparison, Truncation
+from streamcca.scores import SubspaceScores, subspace_scores
 from streamcca.significance import null_edges, null_mean
 from streamcca.subspace import Rule, Subspace, truncate
 from streamcca.watch import Watch, watch
@@ -41,17 +47,26 @@ __all__ = [
     "Moments",
     "watch",
     "Watch",
+    "Dynamics",
+    "lightning_callback",
+    "trainer_callback",
     # numbers out
     "svcca",
     "cca",
     "pwcca",
     "compare",
+    "subspace_scores",
+    "plan",
     "truncate",
     "null_mean",
     "null_edges",
     # results
     "CCAResult",
     "LayerComparison",
+    "ModelComparison",
+    "SubspaceScores",
+    "Curves",
+    "Plan",
     "Subspace",
     "Truncation",
     "Rule",
@@ -67,6 +82,7 @@ __all__ = [
     "ProcessError",
     "InstructionSetError",
     "LayerError",
+    "ReplayError",
     "MissingFileError",
     "StateFileError",
     "StorageError",

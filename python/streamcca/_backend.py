@@ -64,7 +64,10 @@ def truncate(covariance: FloatArray, rounding: Rounding, rule: str, value: float
     return _core.truncate(covariance, *rounding, rule, value, ridge)
 
 
-def compare(x: TruncatedView, y: TruncatedView, cross: FloatArray, side: str) -> dict[str, Any]:
-    """CCA of two truncated views with its error bound; see csrc/linalg/cca.h."""
+def compare(x: TruncatedView, y: TruncatedView, cross: FloatArray, side: str, kept: bool = False) -> dict[str, Any]:
+    """CCA of two truncated views with its error bound; see csrc/linalg/cca.h.
+
+    `kept`: `cross` is the (kx, ky) covariance of the projections of their rows, not the (dx, dy) one of the neurons.
+    """
     _load_lapack()
-    return _core.compare(x, y, cross, side)
+    return _core.compare(x, y, cross, side, kept)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from streamcca import _backend
+from streamcca._backend import FloatArray
 from streamcca.errors import (
     AccuracyError,
     AccuracyWarning,
@@ -16,7 +17,6 @@ from streamcca.errors import (
     StreamCCAWarning,
     UnderdeterminedError,
 )
-from streamcca.moments import Moments
 from streamcca.results import CCAResult, Truncation
 from streamcca.significance import forced_ones, null_mean
 from streamcca.sources import moments_of
@@ -33,21 +33,24 @@ _REMEDY = "truncate more, add a ridge, or accumulate with precision='float64'"
 
 
 def correlate(
-    moments: Moments,
     x: Truncated,
     y: Truncated,
+    cross: FloatArray,
     *,
+    kept: bool = False,
     measure: Measure,
     side: str = "",
     ridge: float = 0.0,
     allow_underdetermined: bool = False,
     allow_inaccurate: bool = False,
 ) -> tuple[CCAResult, list[StreamCCAWarning]]:
-    """CCA of two truncated views; returns the result and the warnings that belong to it."""
-    kx, ky, n = x.native.rank, y.native.rank, moments.rows
+    """CCA of two truncated views of the same rows; returns the result and the warnings that belong to it.
+
+    `cross` is their covariance (dx, dy), or, if `kept`, that of the projections of the rows (kx, ky).
+    """
+    kx, ky, n = x.native.rank, y.native.rank, x.rows
     notes = _check_rows(x, y, n, allow_underdetermined)
-    cross, _ = moments._covariance(x.view, y.view)
-    numbers = _backend.compare(x.native, y.native, cross, side)
+    numbers = _backend.compare(x.native, y.native, cross, side, kept)
     # Each rank that could as well be one higher or lower moves one correlation by at most 1.
     uncertain = x.uncertain_ranks + y.uncertain_ranks
     rounding, shares = numbers["mean_error_bound"], numbers["shares_error_bound"]
@@ -66,7 +69,7 @@ def correlate(
         correlations=numbers["correlations"],
         rank_x=kx,
         rank_y=ky,
-        n=moments.n,
+        n=x.n,
         rows=n,
         width_x=x.native.width,
         width_y=y.native.width,
@@ -83,7 +86,7 @@ def correlate(
         numerical_rank_x=x.native.numerical_rank,
         numerical_rank_y=y.native.numerical_rank,
         ridge=ridge,
-        precision=moments.precision,
+        precision=x.precision,
         warnings=tuple(str(note) for note in notes),
     )
     return result, notes
@@ -160,9 +163,9 @@ def _run(
     x = truncate_view(moments, a, rule, rule.x, ridge)
     y = truncate_view(moments, b, rule, rule.y, ridge)
     result, notes = correlate(
-        moments,
         x,
         y,
+        moments.covariance(a, b),
         measure=measure,
         side=side,
         ridge=ridge,

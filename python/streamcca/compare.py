@@ -1,43 +1,65 @@
-"""All layer pairs of two models in one pass over the data."""
+"""All layer pairs of two models in one pass over the data, or two; of many models, from their scores."""
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
+from streamcca._backend import FloatArray
 from streamcca.cca import FULL, VARIANCE_99, Measure, Progress, correlate
-from streamcca.errors import InputError, LayerError, StreamCCAWarning
-from streamcca.layers import Layers
+from streamcca.errors import InputError, ReplayError
+from streamcca.layers import Layers, unwrapped
+from streamcca.many import Checkpoint, ModelComparison, compare_checkpoints, compare_models, compare_scores
 from streamcca.masks import Mask
 from streamcca.moments import Moments, NonFinite, Precision
-from streamcca.results import CCAResult, LayerComparison
-from streamcca.rows import Rows, check_equal_counts, check_rows, choose_ways, describe_rows
-from streamcca.sources import progress_bar
+from streamcca.plan import STRATEGIES, Plan, Strategy, plan
+from streamcca.projection import Projector
+from streamcca.results import LayerComparison
+from streamcca.rows import Rows
+from streamcca.scores import SubspaceScores, check_repeatable, tell
+from streamcca.sources import progress_wanted
 from streamcca.subspace import Rule, parse_rule, truncate_view
+from streamcca.sweep import BatchRows, Forward, Sweep
 from streamcca.tap import CallIndex, LayerTap
 from streamcca.views import check_option
 from streamcca.watch import check_same_layers
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Sequence
+
     from torch.nn import Module
 
-Forward = Callable[[Any, Any], Any]
-_ROWS_OF_A_TENSOR = 256
+    Models = Sequence[Module | SubspaceScores] | Mapping[str, Module | SubspaceScores]
+    Checkpoints = Sequence[Checkpoint] | Mapping[str, Checkpoint]
+
+Cross = Callable[[str, str], FloatArray]
 
 
+@overload
 def compare(
-    model_a: Module,
-    model_b: Module,
-    loader: Iterable[Any],
+    model_a: Module | SubspaceScores,
+    model_b: Module | SubspaceScores,
+    loader: Any = None,
+    layers: Layers = None,
+    **options: Any,
+) -> LayerComparison: ...
+@overload
+def compare(
+    model_a: Models, model_b: Any = None, loader: Any = None, layers: Layers = None, **options: Any
+) -> ModelComparison: ...
+@overload
+def compare(
+    model_a: Module, model_b: Checkpoints, loader: Any, layers: Layers = None, **options: Any
+) -> ModelComparison: ...
+def compare(  # type: ignore[misc]
+    model_a: Any,
+    model_b: Any = None,
+    loader: Any = None,
     layers: Layers = None,
     *,
     layers_b: Layers = None,
+    loader_b: Any = None,
     measure: Measure = "svcca",
     variance: float | None = None,
     nuclear: float | None = None,
@@ -48,6 +70,8 @@ def compare(
     mask: Mask = "auto",
     call_index: CallIndex = None,
     forward: Forward | None = None,
+    strategy: Strategy = "auto",
+    memory: int | None = None,
     precision: Precision = "auto",
     nonfinite: NonFinite = "raise",
     device: str | None = None,
@@ -55,23 +79,32 @@ def compare(
     progress: Progress = "auto",
     allow_underdetermined: bool = False,
     allow_inaccurate: bool = False,
-) -> LayerComparison:
-    """Compare every layer of one model with every layer of another, in one pass over the data.
+    allow_other_probe: bool = False,
+) -> Any:
+    """Compare every layer of one model with every layer of another, or of many models.
+
+    ``compare(model_a, model_b, loader)`` compares two; ``compare(models, loader)`` every two of a list or mapping of
+    models; ``compare(model, checkpoints, loader)`` every two states of one model; ``compare(scores_a, scores_b)`` and
+    ``compare(list_of_scores)`` what `subspace_scores` kept, without model or data.
 
     Parameters
     ----------
     model_a, model_b : torch.nn.Module
-        The models; the same object twice compares a model's layers with each other. Both run in eval mode
-        without gradients, and get their mode back.
+        The models; the same object twice compares a model's layers with each other. They run in eval mode
+        without gradients, and get their mode back. Of many models each is run on its own and only its `SubspaceScores`
+        are kept. Checkpoints are state dicts, or ``.safetensors`` files of them; the model gets its own state back.
     loader : iterable
         Batches: a tensor, a tuple or list whose first item is the input, or a mapping of keyword
         arguments (labels are left out). Both models see each batch. A tensor instead of a loader is cut into
-        batches.
+        batches. Of many models, a mapping with their names gives each a loader of its own.
     layers, layers_b
         Layers of both models; `layers_b` those of `model_b` if they differ; see `watch`.
+    loader_b : iterable, optional
+        What `model_b` sees, if it needs the same samples in another form: the same number of rows, in the same order.
     measure : 'svcca', 'cca' or 'pwcca'
     variance, nuclear, rank, ridge, allow_underdetermined, allow_inaccurate
-        As in `svcca`; without a rule SVCCA keeps 99 % of the variance, CCA and PWCCA everything.
+        As in `svcca`; without a rule SVCCA keeps 99 % of the variance, CCA and PWCCA everything. Scores were cut
+        when they were made, 99 % by default also for CCA and PWCCA.
     side : 'x' or 'y'
         For PWCCA: whose neurons weigh, those of `model_a` or of `model_b`.
     rows, mask, call_index
@@ -79,15 +112,21 @@ def compare(
         result's ``.rows`` says what was used.
     forward : callable ``(model, batch) -> anything``, optional
         How to run a model on a batch, if the above does not fit.
+    strategy, memory
+        How the pairs of two models are formed, and how many bytes that may take; see `plan`, whose bill is printed
+        where a progress bar is shown. ``'replay'`` reads the loader twice.
     precision, nonfinite, device, threads
         As in `Moments`; ``device='cpu'`` copies rows that are elsewhere.
     progress : 'auto' or bool
         Progress bar on stderr; 'auto' shows it on a terminal.
+    allow_other_probe : bool
+        Compare scores whose inputs differ, if their rows belong together all the same.
 
     Returns
     -------
     LayerComparison
-        ``.matrix`` holds the similarities, ``[layer_a, layer_b]`` a full result.
+        ``.matrix`` holds the similarities, ``[layer_a, layer_b]`` a full result. For more than two models a
+        `ModelComparison`, whose ``[name_a, name_b]`` is one.
 
     Raises
     ------
@@ -95,6 +134,10 @@ def compare(
         A layer does not exist, was never called, returns no tensor, or its rows do not line up with the others'.
     InputError
         The loader is empty, or a measure refuses its data.
+    MemoryLimitError
+        No way to form the pairs fits into the memory.
+    ReplayError
+        A second pass brought other rows than the first.
 
     Examples
     --------
@@ -104,156 +147,142 @@ def compare(
     >>> compare(net_a, net_b, torch.randn(500, 8), precision="float64").matrix.shape
     (2, 2)
     """
-    check_rows(rows)
-    rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
     check_option("measure", measure, ("svcca", "cca", "pwcca"))
     check_option("side", side, ("x", "y"))
-    taps = (
-        LayerTap(model_a, layers, device, mask, call_index),
-        LayerTap(model_b, layers if layers_b is None else layers_b, device, mask, call_index),
-    )
-    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
-    moments = _accumulate(taps, (model_a, model_b), loader, forward or _call, rows, options, progress)
-    for tap in taps:
-        tap.report_silent()
-    names = [[name for name in tap.modules if name in tap.called] for tap in taps]
-    results = _all_pairs(
-        moments,
-        names,
-        rule,
-        {
-            "measure": measure,
-            "side": side if measure == "pwcca" else "",
-            "ridge": ridge,
-            "allow_underdetermined": allow_underdetermined,
-            "allow_inaccurate": allow_inaccurate,
-        },
-    )
-    grids = {f"{i}{name}": tap.grids[name] for i, tap in enumerate(taps) for name in tap.ways}
-    ways = {f"{i}{name}": way for i, tap in enumerate(taps) for name, way in tap.ways.items()}
-    return LayerComparison(
-        measure=measure,
-        layers_a=tuple(names[0]),
-        layers_b=tuple(names[1]),
-        results=results,
-        n=moments.n,
-        rows=describe_rows(grids, ways),
-    )
+    check_option("strategy", strategy, STRATEGIES)
+    pairing = {
+        "measure": measure,
+        "side": side if measure == "pwcca" else "",
+        "allow_underdetermined": allow_underdetermined,
+        "allow_inaccurate": allow_inaccurate,
+    }
+    making = {
+        "variance": variance,
+        "nuclear": nuclear,
+        "rank": rank,
+        "ridge": ridge,
+        "rows": rows,
+        "mask": mask,
+        "call_index": call_index,
+        "forward": forward,
+        "precision": precision,
+        "device": device,
+        "threads": threads,
+        "progress": progress,
+    }
+    if isinstance(model_a, SubspaceScores) and isinstance(model_b, SubspaceScores):
+        result, notes = compare_scores(model_a, model_b, pairing, allow_other_probe)
+        tell(notes, stacklevel=2)
+        return result
+    if isinstance(model_a, list | tuple | Mapping):
+        models_loader = model_b if loader is None else loader
+        return compare_models(model_a, models_loader, layers, making, pairing, allow_other_probe)
+    if isinstance(model_b, list | tuple | Mapping):
+        return compare_checkpoints(model_a, model_b, loader, layers, making, pairing)
 
-
-@contextlib.contextmanager
-def eval_mode(*models: Module) -> Iterator[None]:
-    """Run models in eval mode without gradients; every module gets its own mode back, come what may."""
-    import torch
-
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        # Not inference_mode: buffers that a model or a loader caches meanwhile could never be trained with.
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _call(model: Any, batch: Any) -> Any:
-    device = next((p.device for p in model.parameters()), None)
-    if isinstance(batch, Mapping):
-        arguments = {k: _move(v, device) for k, v in batch.items() if k not in ("label", "labels")}
-        return model(**arguments)
-    if isinstance(batch, list | tuple):
-        batch = batch[0]
-    return model(_move(batch, device))
-
-
-def _move(value: Any, device: Any) -> Any:
-    import torch
-
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
-    return value.to(device) if device is not None and hasattr(value, "to") else value
-
-
-def _accumulate(
-    taps: tuple[LayerTap, LayerTap],
-    models: tuple[Module, Module],
-    loader: Any,
-    forward: Forward,
-    rows: Rows,
-    options: dict[str, Any],
-    progress: Progress,
-) -> Moments:
-    moments: Moments | None = None
-    if hasattr(loader, "split") and hasattr(loader, "movedim"):
-        loader = loader.split(_ROWS_OF_A_TENSOR)
-    if not isinstance(loader, Iterable):
-        raise InputError(f"loader: got {type(loader).__name__}, expected an iterable of batches, or a tensor")
-    total = len(loader) if isinstance(loader, Sized) else None
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(eval_mode(*models))
-        for tap in taps:
-            stack.callback(tap.detach)
-            tap.attach()
-        bar = stack.enter_context(progress_bar(progress, total, "batch", "compare"))
-        for batch in loader:
-            forward(models[0], batch)
-            if models[1] is not models[0]:
-                forward(models[1], batch)
-            batch_rows = _take(taps, rows)
-            if moments is None:
-                moments = _new_moments(batch_rows, options)
-            check_same_layers(batch_rows, moments)
-            moments.update(batch_rows)
-            bar.update(1)
-    if moments is None:
-        raise InputError("the loader is empty; expected at least one batch")
-    return moments
-
-
-def _take(taps: tuple[LayerTap, LayerTap], rows: Rows) -> dict[str, Tensor]:
-    grids = {f"{'ab'[i]}:{name}": grid for i, tap in enumerate(taps) for name, grid in tap.peek().items()}
-    ways = choose_ways(grids, rows, name_of=lambda name: name[2:])
-    result = {}
-    for i, tap in enumerate(taps):
-        own = {name[2:]: way for name, way in ways.items() if name.startswith("ab"[i])}
-        result.update({f"{'ab'[i]}:{name}": x for name, x in tap.take(own).items()})
-    if {name[0] for name in result} != {"a", "b"}:
-        raise LayerError("no layer of one of the models was called in its forward pass; choose other layers=")
-    check_equal_counts(result)
-    return result
-
-
-def _new_moments(batch_rows: Mapping[str, Tensor], options: dict[str, Any]) -> Moments:
-    a = [name for name in batch_rows if name.startswith("a:")]
-    b = [name for name in batch_rows if name.startswith("b:")]
-    pairs = [(name, name) for name in batch_rows] + [(x, y) for x in a for y in b]
-    return Moments({name: int(x.shape[1]) for name, x in batch_rows.items()}, pairs=pairs, **options)
-
-
-def _all_pairs(
-    moments: Moments, names: list[list[str]], rule: Rule, options: dict[str, Any]
-) -> tuple[tuple[CCAResult, ...], ...]:
-    ridge = options["ridge"]
-    views_a = [truncate_view(moments, f"a:{name}", rule, rule.x, ridge) for name in names[0]]
-    views_b = [truncate_view(moments, f"b:{name}", rule, rule.y, ridge) for name in names[1]]
-    seen: Counter[type[StreamCCAWarning]] = Counter()
-    example: dict[type[StreamCCAWarning], str] = {}
-    results = []
-    for x in views_a:
-        row = []
-        for y in views_b:
-            result, notes = correlate(moments, x, y, **options)
-            row.append(result)
-            for note in notes:
-                seen[type(note)] += 1
-                example.setdefault(type(note), f"layers {x.view} and {y.view}: {note}")
-        results.append(tuple(row))
-    # One warning a kind, not one a cell; every cell keeps its own in .warnings.
-    for kind, count in seen.items():
-        warnings.warn(
-            kind(example[kind] + (f" (and {count - 1} more such notes, see .warnings)" if count > 1 else "")),
-            stacklevel=3,
+    if not hasattr(model_b, "named_modules"):
+        raise InputError(
+            f"model_b: got {type(model_b).__name__}, expected a torch.nn.Module, a list or mapping of checkpoints, or "
+            "SubspaceScores where model_a are scores; compare(models, loader) takes many models"
         )
-    return tuple(results)
+    if loader_b is not None and unwrapped(model_a) is unwrapped(model_b):
+        raise InputError("loader_b: one model cannot read two loaders at once; give two copies of the model")
+    sweep = Sweep(
+        {
+            "a:": LayerTap(model_a, layers, device, mask, call_index),
+            "b:": LayerTap(model_b, layers if layers_b is None else layers_b, device, mask, call_index),
+        },
+        {"a:": loader, "b:": loader if loader_b is None else loader_b},
+        rows=rows,
+        forward=forward,
+        progress=progress,
+    )
+    rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
+    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
+    return _two_models(sweep, rule, options, pairing | {"ridge": ridge}, strategy, memory, progress)
+
+
+def _two_models(
+    sweep: Sweep,
+    rule: Rule,
+    options: dict[str, Any],
+    pairing: dict[str, Any],
+    strategy: Strategy,
+    memory: int | None,
+    progress: Progress,
+) -> LayerComparison:
+    moments, bill = _first_pass(sweep, options, strategy, memory, progress)
+    sweep.report_silent()
+    names = {key: sweep.names(key) for key in sweep.taps}
+    truncated = {
+        key + name: truncate_view(moments, key + name, rule, rule.x if key == "a:" else rule.y, pairing["ridge"])
+        for key, own in names.items()
+        for name in own
+    }
+    kept = bill.strategy == "replay"
+    if kept:
+        projected = _replay(sweep, moments, Projector(truncated, {v: moments.mean(v) for v in truncated}), options)
+    cross = (projected if kept else moments).covariance
+    results, notes = [], []
+    for a in names["a:"]:
+        row = []
+        for b in names["b:"]:
+            x, y = truncated[f"a:{a}"], truncated[f"b:{b}"]
+            result, own_notes = correlate(x, y, cross(x.view, y.view), kept=kept, **pairing)
+            row.append(result)
+            notes += [(f"layers {x.view} and {y.view}", note) for note in own_notes]
+        results.append(tuple(row))
+    tell(notes, stacklevel=3)
+    return LayerComparison(
+        measure=pairing["measure"],
+        layers_a=tuple(names["a:"]),
+        layers_b=tuple(names["b:"]),
+        results=tuple(results),
+        n=moments.n,
+        rows=sweep.describe_rows(),
+        strategy=bill.strategy,
+    )
+
+
+def _first_pass(
+    sweep: Sweep, options: dict[str, Any], strategy: Strategy, memory: int | None, progress: Progress
+) -> tuple[Moments, Plan]:
+    """Moments of all layers and, if that is the way taken, of all pairs; the first batch shows the widths."""
+    if strategy == "replay":
+        check_repeatable(sweep)
+    moments: Moments | None = None
+    bill: Plan | None = None
+
+    def add(batch_rows: BatchRows) -> None:
+        nonlocal moments, bill
+        if moments is None:
+            widths = {name: int(x.shape[1]) for name, x in batch_rows.items()}
+            own = [(name, name) for name in widths]
+            cross = _cross_pairs(widths)
+            bill = plan(widths, pairs=own + cross, memory=memory, replay=sweep.repeatable, strategy=strategy)
+            if progress_wanted(progress):
+                print(bill, file=sys.stderr)
+            if bill.strategy == "replay":
+                sweep.remember()
+            moments = Moments(widths, pairs=own + (cross if bill.strategy == "covariance" else []), **options)
+        check_same_layers(batch_rows, moments)
+        moments.update(batch_rows)
+
+    sweep.run(add, "compare")
+    assert moments is not None  # noqa: S101 - run refuses an empty loader
+    assert bill is not None  # noqa: S101
+    return moments, bill
+
+
+def _cross_pairs(views: Mapping[str, Any]) -> list[tuple[str, str]]:
+    b = [name for name in views if name.startswith("b:")]
+    return [(x, y) for x in views if x.startswith("a:") for y in b]
+
+
+def _replay(sweep: Sweep, moments: Moments, project: Projector, options: dict[str, Any]) -> Moments:
+    ranks = project.ranks
+    projected = Moments(ranks, pairs=_cross_pairs(ranks), **{**options, "precision": "float64"})
+    sweep.run(lambda batch_rows: projected.update(project(batch_rows)), "replay")
+    if projected.rows != moments.rows:
+        raise ReplayError(f"replay: got {projected.rows} rows, expected {moments.rows} as in the first pass")
+    return projected

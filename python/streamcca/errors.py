@@ -49,6 +49,10 @@ class LayerError(StreamCCAError, ValueError):
     """A layer does not exist, was never called, or returned nothing that can be used as rows."""
 
 
+class ReplayError(StreamCCAError, ValueError):
+    """A second pass over a loader brought other rows than the first, or two models saw different rows."""
+
+
 class MissingFileError(StreamCCAError, FileNotFoundError):
     """There is no such file."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamcca.errors import LayerError
 from streamcca.results import CCAResult, LayerComparison
 from streamcca.significance import null_edges
 from streamcca.store import write_atomically
@@ -17,6 +18,9 @@ from streamcca.store import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from streamcca.dynamics import Curves
+    from streamcca.many import ModelComparison
 
 
 def require_matplotlib() -> None:
@@ -65,6 +69,78 @@ def plot_matrix(result: LayerComparison, ax: Axes | None = None) -> tuple[Figure
     ax.set_title(f"{result.measure.upper()} similarity, n = {result.n} {result.rows}", fontsize=10)
     bar = figure.colorbar(image, ax=ax)
     null = float(np.mean(result.null_matrix))
+    bar.ax.axhline(null, color="white", linewidth=2)
+    bar.ax.set_ylabel(f"similarity (white line: chance, {null:.2f} on average)")
+    return figure, ax
+
+
+def plot_models(result: ModelComparison, layer: str | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Draw models against each other: the similarity of one layer, or its mean over all layers that they share.
+
+    Returns
+    -------
+    (Figure, Axes)
+    """
+    if not result.layers:
+        raise LayerError("plot: the models have no layer of the same name; plot two of them: result[a, b].plot()")
+    matrix = result.matrix.mean(axis=0) if layer is None else result.layer_matrix(layer)
+    count = len(result.names)
+    figure, ax = _axes(ax, (2.8 + 0.6 * count, 1.8 + 0.5 * count))
+    image = ax.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
+    ax.set_xticks(range(count), result.names, rotation=30, ha="right")
+    ax.set_yticks(range(count), result.names)
+    if count <= 12:
+        for (i, j), value in np.ndenumerate(matrix):
+            color = "black" if value > 0.6 else "white"
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+    what = f"layer {layer}" if layer is not None else f"mean of {len(result.layers)} layers"
+    ax.set_title(f"{result.measure.upper()} similarity, {what}", fontsize=10)
+    figure.colorbar(image, ax=ax).ax.set_ylabel("similarity")
+    return figure, ax
+
+
+def plot_curves(result: Curves, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Draw the similarity of each layer over the steps of training; dark lines are near the input.
+
+    Returns
+    -------
+    (Figure, Axes)
+    """
+    figure, ax = _axes(ax, (6.4, 3.8))
+    from matplotlib import colormaps
+
+    colors = colormaps["viridis"](np.linspace(0, 0.92, len(result.layers)))
+    for layer, row, color in zip(result.layers, result.matrix, colors, strict=True):
+        ax.plot(result.steps, row, marker="o", markersize=3, color=color, label=layer)
+    low, high = float(result.null_matrix.min()), float(result.null_matrix.max())
+    ax.axhspan(low, max(high, low + 0.005), color="0.85", label="chance", zorder=0)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("step")
+    ax.set_ylabel(f"similarity to the {result.to} state")
+    ax.set_title(f"{result.measure.upper()}, n = {result.n} {result.rows}", fontsize=10)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, ncols=1 + len(result.layers) // 16)
+    return figure, ax
+
+
+def plot_curve_map(result: Curves, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Draw layers (from the input upward) against steps, colored by similarity: convergence from the bottom up.
+
+    Returns
+    -------
+    (Figure, Axes)
+    """
+    matrix = result.matrix
+    height, width = matrix.shape
+    figure, ax = _axes(ax, (min(12, 3 + 0.55 * width), 1.6 + 0.45 * height))
+    image = ax.imshow(matrix, origin="lower", vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    shown = range(0, width, 1 + width // 16)
+    ax.set_xticks(shown, [str(result.steps[i]) for i in shown])
+    ax.set_yticks(range(height), result.layers)
+    ax.set_xlabel("step")
+    ax.set_ylabel("layer, input at the bottom")
+    ax.set_title(f"{result.measure.upper()} to the {result.to} state, n = {result.n} {result.rows}", fontsize=10)
+    bar = figure.colorbar(image, ax=ax)
+    null = float(result.null_matrix.mean())
     bar.ax.axhline(null, color="white", linewidth=2)
     bar.ax.set_ylabel(f"similarity (white line: chance, {null:.2f} on average)")
     return figure, ax

@@ -172,6 +172,8 @@ class LayerComparison:
         Number of rows that every cell rests on.
     rows : str
         What a row is: 'samples', 'positions', 'tokens', 'samples (averaged over positions)', ...
+    strategy : 'covariance', 'replay' or 'scores'
+        How the pairs were formed: in one pass, in two, or from saved scores.
     """
 
     measure: str
@@ -180,6 +182,7 @@ class LayerComparison:
     results: tuple[tuple[CCAResult, ...], ...] = field(repr=False)
     n: int | float
     rows: str
+    strategy: str = "covariance"
 
     def _matrix(self, attribute: str) -> FloatArray:
         return np.array([[getattr(cell, attribute) for cell in row] for row in self.results], dtype=np.float64)
@@ -234,6 +237,7 @@ class LayerComparison:
             "layers_b": list(self.layers_b),
             "n": self.n,
             "rows": self.rows,
+            "strategy": self.strategy,
             "matrix": self.matrix.tolist(),
             "null_matrix": self.null_matrix.tolist(),
             "error_bounds": self.error_bounds.tolist(),

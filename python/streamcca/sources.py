@@ -172,11 +172,16 @@ def open_source(data: Any, name: str) -> RowSource:
     return NpyFile(data, name) if isinstance(data, str | os.PathLike) else ArraySource(data, name)
 
 
-def progress_bar(progress: Any, total: int | None, unit: str, description: str) -> Any:
-    """Return a tqdm bar on stderr; silent without a terminal unless asked for, or if tqdm is absent."""
+def progress_wanted(progress: Any) -> bool:
+    """Whether to show how far a job is: if asked for, or, with 'auto', on a terminal."""
     if progress not in (True, False, "auto"):
         raise InputError(f"progress: got {progress!r}, expected True, False or 'auto'")
-    wanted = sys.stderr.isatty() if progress == "auto" else bool(progress)
+    return sys.stderr.isatty() if progress == "auto" else bool(progress)
+
+
+def progress_bar(progress: Any, total: int | None, unit: str, description: str) -> Any:
+    """Return a tqdm bar on stderr; silent without a terminal unless asked for, or if tqdm is absent."""
+    wanted = progress_wanted(progress)
     try:
         from tqdm.auto import tqdm
     except ImportError:

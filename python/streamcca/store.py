@@ -17,7 +17,9 @@ from streamcca._backend import VERSION, active_isa
 from streamcca.errors import MissingFileError, StateFileError, StorageError
 
 FORMAT = "streamcca.moments"
+SCORES_FORMAT = "streamcca.scores"
 FORMAT_VERSION = 1
+_WRITERS = {FORMAT: "Moments.save", SCORES_FORMAT: "SubspaceScores.save"}
 _CORE_LISTS = ("shift", "sums", "squares", "pending", "moments")
 
 
@@ -81,33 +83,32 @@ def _checksum(array: np.ndarray[Any, Any]) -> str:
     return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(header)):08x}"
 
 
-def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write a state dict; see `Moments.save`."""
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], kind: str = FORMAT) -> None:
+    """Write ``{'meta', 'tensors'}`` as a file of one kind; see `Moments.save`."""
     from safetensors.numpy import save
 
     tensors = {name: np.ascontiguousarray(array) for name, array in state["tensors"].items()}
     meta = json.dumps(state["meta"], sort_keys=True)
     checksums = json.dumps({name: _checksum(array) for name, array in tensors.items()}, sort_keys=True)
-    header = {"format": FORMAT, "meta": meta, "checksums": checksums, "digest": _digest(meta, checksums)}
+    header = {"format": kind, "meta": meta, "checksums": checksums, "digest": _digest(meta, checksums)}
     write_atomically(Path(path), save(tensors, metadata=header))
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_state(path: str | os.PathLike[str], kind: str = FORMAT) -> dict[str, Any]:
     """Read and verify a file written by `write_state`; see `Moments.load`."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path, writer = Path(path), _WRITERS[kind]
     if path.exists() and not path.is_file():
-        raise StateFileError(f"{path}: not a file; expected one written by Moments.save")
+        raise StateFileError(f"{path}: not a file; expected one written by {writer}")
     if not path.exists():
-        raise MissingFileError(errno.ENOENT, f"{path}: there is no such file of saved moments")
+        raise MissingFileError(errno.ENOENT, f"{path}: there is no such file, expected one written by {writer}")
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise StateFileError(
-                    f"{path}: a safetensors file, but not of streamcca moments; expected one written by Moments.save"
-                )
+            if header.get("format") != kind:
+                found = header.get("format", "another program's")
+                raise StateFileError(f"{path}: a safetensors file ({found}), expected one written by {writer}")
             _verify_header(path, header)
             checksums = json.loads(header["checksums"])
             if set(file.keys()) != set(checksums):
@@ -115,7 +116,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in checksums}
     except SafetensorError as error:
         raise StateFileError(
-            f"{path}: damaged, truncated or not a file of saved moments ({error}); restore it from a copy"
+            f"{path}: damaged, truncated or not written by {writer} ({error}); restore it from a copy"
         ) from None
     for name, array in tensors.items():
         if _checksum(array) != checksums[name]:

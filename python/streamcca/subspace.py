@@ -116,7 +116,9 @@ class Truncated:
     view: str
     rule: Rule
     native: TruncatedView = field(repr=False)
+    n: int | float
     rows: int
+    precision: str
 
     @property
     def constant_neurons(self) -> int:
@@ -144,7 +146,7 @@ def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: 
         native = _backend.truncate(covariance, rounding, rule.name, value, ridge)
     except StreamCCAError as error:
         raise type(error)(f"view {view!r}: {error}") from None
-    return Truncated(view, rule, native, moments.rows)
+    return Truncated(view, rule, native, moments.n, moments.rows, moments.precision)
 
 
 def why_uncertain(side: Truncated) -> str:

@@ -1,0 +1,238 @@
+"""What a comparison will cost, before it starts: memory, passes, arithmetic; and which way is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from streamcca._backend import peak_gflops, state_bytes
+from streamcca._memory import available_memory
+from streamcca.errors import InputError, MemoryLimitError
+from streamcca.views import Pairs, check_option, checked_views, pair_list
+
+Strategy = Literal["auto", "covariance", "replay"]
+STRATEGIES = ("auto", "covariance", "replay")
+# Share of the peak that the kernels reach, all in all; see docs/performance.md.
+_EFFICIENCY = 0.75
+_FLOAT64 = 8
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to all wanted pairs.
+
+    Attributes
+    ----------
+    strategy : 'covariance' or 'replay'
+        All cross-covariances in one pass; or a first pass for each view's own covariance, truncation, and a second one
+        that pairs the rows' projections.
+    passes : int
+        Passes over the data.
+    memory : int
+        Bytes at the peak, beside the models, their activations and one batch.
+    flops_per_row : float
+        Arithmetic for one row, beside the models' own.
+    fits : bool
+        Whether `memory` is within the limit.
+    """
+
+    strategy: Literal["covariance", "replay"]
+    passes: int
+    memory: int
+    flops_per_row: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The bill of a comparison; printing it shows all routes.
+
+    Attributes
+    ----------
+    strategy : 'covariance' or 'replay'
+        The route taken.
+    routes : tuple of Route
+        All routes that were considered, in order of preference.
+    memory_limit : int
+        Bytes that may be taken.
+    limit_from : str
+        Who sets the limit.
+    n : int or None
+        Rows, if known.
+    kept : float
+        Share of its directions that a view is taken to keep, for the bill of the replay.
+    views, pairs : int
+        How many there are.
+    """
+
+    strategy: Literal["covariance", "replay"]
+    routes: tuple[Route, ...]
+    memory_limit: int
+    limit_from: str
+    n: int | None
+    kept: float
+    views: int
+    pairs: int
+
+    @property
+    def route(self) -> Route:
+        """The route taken."""
+        return next(route for route in self.routes if route.strategy == self.strategy)
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak of the route taken."""
+        return self.route.memory
+
+    @property
+    def passes(self) -> int:
+        """Passes over the data on the route taken."""
+        return self.route.passes
+
+    @property
+    def flops(self) -> float | None:
+        """Arithmetic of the route taken, beside the models' own; None if the number of rows is not known."""
+        return None if self.n is None else self.n * self.route.flops_per_row
+
+    @property
+    def minutes(self) -> float | None:
+        """Expected minutes for that, on this machine: three quarters of its float32 peak; None without n."""
+        return None if self.flops is None else self.flops / (_EFFICIENCY * 1e9 * peak_gflops("float32", 0.02)) / 60
+
+    def __str__(self) -> str:
+        rows = "a million rows" if self.n is None else f"{self.n} rows"
+        count = 1_000_000 if self.n is None else self.n
+        lines = [
+            f"{self.views} views, {self.pairs} pairs; limit {_size(self.memory_limit)} ({self.limit_from})",
+            f"{'route':<12}{'passes':>7}{'memory':>12}{f'GFLOP for {rows}':>30}",
+        ]
+        for route in self.routes:
+            chosen = "  <- taken" if route.strategy == self.strategy else "" if route.fits else "  does not fit"
+            lines.append(
+                f"{route.strategy:<12}{route.passes:>7}{_size(route.memory):>12}"
+                f"{route.flops_per_row * count / 1e9:>30.1f}{chosen}"
+            )
+        lines.append(
+            f"both give the same numbers; 'replay' is billed for {self.kept:.0%} of the directions kept; the forward "
+            "passes of the models come on top, once each pass"
+        )
+        return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def plan(
+    shapes: Mapping[str, int],
+    n: int | None = None,
+    *,
+    pairs: Pairs = "all",
+    memory: int | None = None,
+    replay: bool = True,
+    strategy: Strategy = "auto",
+    kept: float = 0.1,
+) -> Plan:
+    """Say what it costs to compare views, and choose the way to do it, before anything is allocated.
+
+    Parameters
+    ----------
+    shapes : mapping of str to int
+        Name and width of every view (layer).
+    n : int, optional
+        Number of rows, for the arithmetic.
+    pairs : 'all', 'self' or iterable of (str, str)
+        The pairs to be compared, as in `Moments`.
+    memory : int, optional
+        Bytes that may be taken; by default what the system leaves.
+    replay : bool
+        Whether the rows can be read twice.
+    strategy : 'auto', 'covariance' or 'replay'
+        'covariance' forms all cross-covariances in one pass. 'replay' forms only each view's own, truncates, reads the
+        rows again and pairs their projections on the kept directions. 'auto' takes the first if it fits.
+    kept : float
+        Share of its directions that a view is taken to keep.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    MemoryLimitError
+        Nothing fits, or not what was asked for; the message says what would.
+
+    Examples
+    --------
+    >>> plan({"a": 512, "b": 512}, 10_000, memory=1 << 30).strategy
+    'covariance'
+    """
+    views = checked_views(shapes)
+    check_option("strategy", strategy, STRATEGIES)
+    if isinstance(kept, bool) or not isinstance(kept, int | float) or not 0 < kept <= 1:
+        raise InputError(f"kept: got {kept!r}, expected a share above 0 and at most 1")
+    wanted = pair_list(list(views), pairs)
+    limit, source = (memory, "memory=") if memory is not None else available_memory()
+    routes = [_covariance_route(views, wanted, limit)]
+    if replay:
+        routes.append(_replay_route(views, wanted, limit, kept))
+    chosen = [r for r in routes if strategy in ("auto", r.strategy) and r.fits]
+    if not chosen:
+        raise MemoryLimitError(_refusal(routes, limit, source, strategy, replay))
+    return Plan(chosen[0].strategy, tuple(routes), limit, source, n, kept, len(views), len(wanted))
+
+
+def _indices(views: Mapping[str, int], pairs: list[tuple[str, str]]) -> list[tuple[int, int]]:
+    index = {name: i for i, name in enumerate(views)}
+    return [(index[a], index[b]) for a, b in pairs]
+
+
+def _products(views: Mapping[str, int], pairs: list[tuple[str, str]]) -> float:
+    """Multiplications and additions that one row takes: half of a square for a view with itself."""
+    return float(sum(views[a] * (views[a] + 1) if a == b else 2 * views[a] * views[b] for a, b in pairs))
+
+
+def _truncation_bytes(widths: list[int]) -> int:
+    """Bytes for one view's covariance and LAPACK's work on it: four matrices of its size."""
+    return 4 * _FLOAT64 * max(widths) ** 2
+
+
+def _own(views: Mapping[str, int]) -> list[tuple[str, str]]:
+    return [(name, name) for name in views]
+
+
+def _covariance_route(views: dict[str, int], pairs: list[tuple[str, str]], limit: int) -> Route:
+    both = _own(views) + [(a, b) for a, b in pairs if a != b]
+    widths = list(views.values())
+    memory = state_bytes(widths, _indices(views, both)) + _truncation_bytes(widths)
+    return Route("covariance", 1, memory, _products(views, both), memory <= limit)
+
+
+def _replay_route(views: dict[str, int], pairs: list[tuple[str, str]], limit: int, kept: float) -> Route:
+    widths = list(views.values())
+    ranks = {name: max(1, round(kept * width)) for name, width in views.items()}
+    cross = [(a, b) for a, b in pairs if a != b] or _own(views)
+    first = state_bytes(widths, _indices(views, _own(views)))
+    vectors = sum(2 * _FLOAT64 * width * ranks[name] for name, width in views.items())
+    second = state_bytes(list(ranks.values()), _indices(views, cross))
+    memory = max(first + _truncation_bytes(widths), second) + vectors
+    projecting = sum(2 * width * ranks[name] for name, width in views.items())
+    # Projections and their products are float64, at half the speed.
+    flops = _products(views, _own(views)) + 2 * (projecting + _products(ranks, cross))
+    return Route("replay", 2, memory, flops, memory <= limit)
+
+
+def _refusal(routes: list[Route], limit: int, source: str, strategy: Any, replay: bool) -> str:
+    needs = " and ".join(f"{route.strategy} needs {_size(route.memory)}" for route in routes)
+    fitting = [route.strategy for route in routes if route.fits]
+    if fitting:
+        remedy = f"strategy={fitting[0]!r} fits"
+    elif not replay:
+        remedy = (
+            "give a loader that can be read twice (a list or a DataLoader, not a generator), pool or watch fewer layers"
+        )
+    else:
+        remedy = "average over positions (rows='pool'), watch fewer or narrower layers, or ask for fewer pairs"
+    asked = "no route fits" if strategy == "auto" else f"strategy={strategy!r} does not fit"
+    return f"{asked}: {needs}, but {source} leaves {_size(limit)}; {remedy}"

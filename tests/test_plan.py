@@ -1,0 +1,80 @@
+"""The bill before the work: memory, passes, arithmetic, and the way that is taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_compare import models
+
+import streamcca as sc
+from streamcca._backend import state_bytes
+
+
+def test_the_bill_is_what_the_moments_take():
+    shapes = {"a": 300, "b": 200, "c": 100}
+    bill = sc.plan(shapes, 1000)
+    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+    covariance = bill.routes[0]
+    assert covariance.strategy == bill.strategy == "covariance"
+    assert covariance.passes == bill.passes == 1
+    assert covariance.memory == bill.memory == state_bytes([300, 200, 100], pairs) + 4 * 8 * 300**2
+    # All pairs are the upper triangle of one matrix of width 600.
+    assert covariance.flops_per_row == 600 * 601
+    assert bill.flops == 1000 * 600 * 601
+    assert bill.minutes > 0
+    assert sc.plan(shapes).flops is None
+    assert sc.plan(shapes).minutes is None
+
+
+def test_replay_is_cheaper_where_few_directions_are_kept():
+    shapes = {f"{m}{i}": 1024 for m in "ab" for i in range(10)}
+    bill = sc.plan(shapes, 10_000, kept=0.05)
+    covariance, replay = bill.routes
+    assert replay.passes == 2
+    assert replay.memory < covariance.memory / 2
+    assert replay.flops_per_row < covariance.flops_per_row / 2
+    limited = sc.plan(shapes, 10_000, memory=(replay.memory + covariance.memory) // 2, kept=0.05)
+    assert limited.strategy == "replay"
+    assert limited.limit_from == "memory="
+
+
+def test_print():
+    text = str(sc.plan({"a": 64, "b": 64}, 5000, memory=1 << 30))
+    assert "covariance" in text
+    assert "<- taken" in text.splitlines()[2]
+    assert "GFLOP for 5000 rows" in text
+    assert "limit 1.00 GiB (memory=)" in text
+    assert "does not fit" in str(sc.plan({"a": 64, "b": 64}, memory=sc.plan({"a": 64, "b": 64}).routes[1].memory))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"shapes": {}}, "view"),
+        ({"shapes": {"a": 0}}, "got 'a': 0"),
+        ({"shapes": {"a": 3}, "strategy": "qr"}, "got 'qr'"),
+        ({"shapes": {"a": 3}, "kept": 0}, "kept: got 0"),
+        ({"shapes": {"a": 3}, "pairs": [("a", "b")]}, "no view 'b'"),
+    ],
+)
+def test_refusals(options, sentence):
+    with pytest.raises(sc.InputError, match=sentence):
+        sc.plan(options.pop("shapes"), **options)
+
+
+def test_the_bill_is_shown_before_it_starts(capsys):
+    a, b = models()
+    with pytest.warns(sc.AccuracyWarning):
+        sc.compare(a, b, torch.randn(300, 8).split(100), layers="0", progress=True)
+    shown = capsys.readouterr().err
+    assert "<- taken" in shown
+    with pytest.warns(sc.AccuracyWarning):
+        sc.compare(a, b, torch.randn(300, 8).split(100), layers="0", progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_arithmetic_of_a_large_case_needs_no_memory():
+    bill = sc.plan({f"l{i}": 100_000 for i in range(3)}, memory=10**15)
+    assert bill.routes[0].memory > 3e11
+    assert np.isfinite(bill.routes[1].flops_per_row)

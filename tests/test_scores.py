@@ -1,0 +1,203 @@
+"""Scores that are saved and compared later; many models and checkpoints from them."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import json
+
+import numpy as np
+import pytest
+import reference
+import torch
+from safetensors.torch import save_file
+from test_compare import models
+from test_watch import Recorder, convnet, hooks_of, mlp
+from torch import nn
+
+import streamcca as sc
+
+pytestmark = pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
+LAYERS = ["0", "2", "4"]
+
+
+def three():
+    nets = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = mlp()
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.4, generator=torch.Generator().manual_seed(seed))
+        nets.append(net)
+    return nets
+
+
+def probe(n=300):
+    return list(torch.randn(n, 8, generator=torch.Generator().manual_seed(5)).split(50))
+
+
+def test_scores_are_left_singular_vectors():
+    model = mlp()
+    plain = Recorder(model, LAYERS)
+    s = sc.subspace_scores(model, probe(), LAYERS, variance=0.9, precision="float64")
+    for name in LAYERS:
+        want = reference.left_vectors(plain.array(name)[:300], "variance", 0.9)
+        got = s[name].scores
+        assert got.shape == want.shape == (300, s.ranks[name])
+        signs = np.sign((got * want).sum(axis=0))
+        np.testing.assert_allclose(got * signs, want, atol=1e-9)
+        np.testing.assert_allclose(s[name].mean, plain.array(name)[:300].mean(axis=0), atol=1e-12)
+    assert s.n == 300
+    assert s.rows == "samples"
+    assert s.nbytes == 8 * 300 * sum(s.ranks.values())
+    assert "variance=0.9" in repr(s)
+    with pytest.raises(sc.LayerError, match="no layer 'zz'"):
+        s["zz"]
+    assert hooks_of(model) == len(LAYERS)  # the recorder's
+
+
+@pytest.mark.parametrize("measure", ["svcca", "pwcca"])
+def test_scores_give_what_the_models_give(measure):
+    a, b = models()
+    want = sc.compare(a, b, probe(), layers=LAYERS, measure=measure, variance=0.95, precision="float64")
+    sa, sb = (
+        sc.subspace_scores(m, probe(), LAYERS, name=n, variance=0.95, precision="float64")
+        for m, n in ((a, "a"), (b, "b"))
+    )
+    got = sc.compare(sa, sb, measure=measure)
+    # Ties at 1 (linear layers on the same inputs) leave PWCCA's weights to rounding, and the bound says so.
+    assert np.all(np.abs(got.matrix - want.matrix) <= (0 if measure == "svcca" else got.error_bounds) + 1e-11)
+    assert got.strategy == "scores"
+    assert got["0", "4"].rank_x == want["0", "4"].rank_x
+    assert got.layers_a == want.layers_a
+    json.dumps(got.to_dict())
+    same = sc.compare(sa, sa)
+    np.testing.assert_allclose(np.diag(same.matrix), 1, atol=1e-12)
+
+
+def test_files(tmp_path):
+    a, b = models()
+    sa, sb = (sc.subspace_scores(m, probe(), LAYERS, name=n, rank=3) for m, n in ((a, "a"), (b, "b")))
+    for name, s in (("a", sa), ("b", sb)):
+        s.save(tmp_path / name)
+    la, lb = (sc.SubspaceScores.load(tmp_path / name) for name in "ab")
+    want, got = sc.compare(sa, sb, measure="pwcca"), sc.compare(la, lb, measure="pwcca")
+    assert got.to_dict() == want.to_dict()
+    assert repr(la) == repr(sa)
+    assert (la.n, la.rows, la.rule, la.ridge, la.probe, la.ranks) == (
+        sa.n,
+        sa.rows,
+        sa.rule,
+        sa.ridge,
+        sa.probe,
+        sa.ranks,
+    )
+    whole = (tmp_path / "a").read_bytes()
+    for position in (len(whole) // 2, len(whole) - 9, 120):
+        damaged = bytearray(whole)
+        damaged[position] ^= 4
+        (tmp_path / "bad").write_bytes(bytes(damaged))
+        with pytest.raises(sc.StateFileError, match="damaged|version|expected one"):
+            sc.SubspaceScores.load(tmp_path / "bad")
+    m = sc.Moments({"a": 2})
+    m.update(a=np.ones((3, 2)))
+    m.save(tmp_path / "moments")
+    with pytest.raises(sc.StateFileError, match=r"streamcca\.moments\), expected one written by SubspaceScores.save"):
+        sc.SubspaceScores.load(tmp_path / "moments")
+    with pytest.raises(sc.StateFileError, match=r"streamcca\.scores\), expected one written by Moments.save"):
+        sc.Moments.load(tmp_path / "a")
+    with pytest.raises(sc.MissingFileError, match="SubspaceScores.save"):
+        sc.SubspaceScores.load(tmp_path / "none")
+
+
+def test_other_rows_are_refused():
+    a, b = models()
+    sa = sc.subspace_scores(a, probe(), LAYERS, name="a", rank=3)
+    shifted = [x + 1 for x in probe()]
+    sb = sc.subspace_scores(b, shifted, LAYERS, name="b", rank=3)
+    with pytest.raises(sc.ReplayError, match=r"'a' and 'b' rest on other inputs"):
+        sc.compare(sa, sb)
+    assert sc.compare(sa, sb, allow_other_probe=True).n == 300
+    swapped = sc.subspace_scores(b, probe()[::-1], LAYERS, name="b", rank=3)
+    with pytest.raises(sc.ReplayError, match="other inputs"):
+        sc.compare(sa, swapped)
+    fewer = sc.subspace_scores(b, probe()[:-1], LAYERS, name="b", rank=3)
+    with pytest.raises(sc.ReplayError, match="300 and 250 rows"):
+        sc.compare(sa, fewer, allow_other_probe=True)
+    with pytest.raises(sc.InputError, match="read only once"):
+        sc.subspace_scores(a, iter(probe()), LAYERS)
+
+
+def test_three_models_cost_three_times_two_passes():
+    nets = three()
+    calls = collections.Counter()
+    for i, net in enumerate(nets):
+        net.register_forward_hook(lambda *_, i=i: calls.update([i]))
+    r = sc.compare(nets, probe(), layers=LAYERS, precision="float64")
+    assert calls == {0: 12, 1: 12, 2: 12}
+    assert r.names == ("model 0", "model 1", "model 2")
+    assert r.layers == tuple(LAYERS)
+    assert r.matrix.shape == (3, 3, 3)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        want = sc.compare(nets[i], nets[j], probe(), layers=LAYERS, precision="float64").matrix
+        np.testing.assert_allclose(r[r.names[i], r.names[j]].matrix, want, atol=1e-11)
+        np.testing.assert_allclose(r.matrix[:, i, j], np.diag(want), atol=1e-11)
+        np.testing.assert_allclose(r.matrix[:, j, i], np.diag(want), atol=1e-11)
+    assert "3 models" in repr(r)
+    assert "3 pairs" in r.table()
+    json.dumps(r.to_dict())
+    for bad, sentence in (
+        (("model 0", "x"), "no model 'x'"),
+        (("model 1", "model 0"), "in the order"),
+        ("x", "expected result"),
+    ):
+        with pytest.raises(sc.InputError, match=sentence):
+            r[bad]
+    with pytest.raises(sc.LayerError, match="no layer"):
+        r.layer_matrix("9")
+
+
+def test_names_loaders_and_scores_of_many_models():
+    nets = dict(zip("xyz", three(), strict=True))
+    r = sc.compare(nets, dict.fromkeys("xyz", probe()), layers="0", rank=4)
+    assert r.names == ("x", "y", "z")
+    again = sc.compare(list(r.scores))
+    np.testing.assert_array_equal(again.matrix, r.matrix)
+    with pytest.raises(sc.InputError, match="one for each of"):
+        sc.compare(nets, {"x": probe()}, layers="0")
+    with pytest.raises(sc.InputError, match="at least two"):
+        sc.compare([nets["x"]], probe())
+    with pytest.raises(sc.InputError, match="same name"):
+        sc.compare([r.scores[0], r.scores[0]])
+    with pytest.raises(sc.InputError, match="model_b: got NoneType"):
+        sc.compare(nets["x"])
+
+
+def test_checkpoints(tmp_path):
+    nets = three()
+    states = {"a": copy.deepcopy(nets[1].state_dict()), "b": nets[2].state_dict(), "c": tmp_path / "c.safetensors"}
+    save_file(nets[0].state_dict(), states["c"])
+    torch.save(nets[2].state_dict(), tmp_path / "b.pt")
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    r = sc.compare(model, states, probe(), layers=LAYERS, precision="float64")
+    want = sc.compare({"a": nets[1], "b": nets[2], "c": nets[0]}, probe(), layers=LAYERS, precision="float64")
+    np.testing.assert_array_equal(r.matrix, want.matrix)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(x.equal(y) for x, y in zip(model.state_dict().values(), before.values(), strict=True))
+    with pytest.raises(sc.InputError, match="checkpoint 'z': it does not fit this Sequential"):
+        sc.compare(model, {"a": states["a"], "z": convnet().state_dict()}, probe(), layers=LAYERS)
+    with pytest.raises(sc.MissingFileError, match="expected a checkpoint"):
+        sc.compare(model, [states["a"], tmp_path / "none.pt"], probe(), layers=LAYERS)
+    with pytest.raises(sc.InputError, match="nothing is unpickled here"):
+        sc.compare(model, [states["a"], tmp_path / "b.pt"], probe(), layers=LAYERS)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_pictures_of_many_models():
+    r = sc.compare(three(), probe(), layers=LAYERS, rank=3)
+    figure, ax = r.plot()
+    assert "mean of 3 layers" in ax.get_title()
+    assert r.plot("0")[1].get_title().endswith("layer 0")
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(r.names)
+    assert figure.axes
