@@ -416,3 +416,61 @@ def test_rounding_that_repeats_is_measured(rng):
     model = 0.3 * 2.0**-24 * 16 / 20
     assert error > 1.5 * model, "these rows were meant to defeat the model"
     assert relative > 0.7 * error
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("inside", [1, 3, 16, 50, 600])
+def test_rows_in_samples(rng, dtype, inside, isa, same_bits):
+    """(samples, m, d): every (sample, m) is a row, whatever lies between the samples."""
+    d = 37
+    maps = rng.standard_normal((9, d, inside)).astype(dtype)  # channels first
+    rows = np.ascontiguousarray(maps.transpose(0, 2, 1)).reshape(-1, d)
+    want = sc.Moments({"x": d, "y": d})
+    want.update(x=rows, y=rows[::-1])
+    weights = rng.integers(0, 3, len(rows)).astype(float)
+    weighted = sc.Moments({"x": d})
+    weighted.update(x=rows, weights=weights)
+    padded = np.full((9, inside + 2, d), np.nan, dtype)
+    padded[:, :inside] = rows.reshape(9, inside, d)
+    for samples in (maps.transpose(0, 2, 1), padded[:, :inside], rows.reshape(9, inside, d)):
+        for threads in (1, 2):
+            m = sc.Moments({"x": d, "y": d}, threads=threads)
+            m.update(x=samples[:4], y=rows[::-1][: 4 * inside])
+            m.update(x=samples[4:], y=rows[::-1][4 * inside :])
+            same_bits(m, want)
+        m = sc.Moments({"x": d})
+        m.update(x=samples, weights=weights)
+        same_bits(m, weighted)
+    bad = np.ascontiguousarray(maps)
+    bad[7, 5, inside - 1] = np.inf
+    m = sc.Moments({"x": d})
+    with pytest.raises(sc.NonFiniteError, match=f"row {7 * inside + inside - 1} of the batch .*column 5"):
+        m.update(x=bad.transpose(0, 2, 1))
+    skipping = sc.Moments({"x": d}, nonfinite="skip")
+    skipping.update(x=bad.transpose(0, 2, 1))
+    assert (skipping.rows, skipping.skipped) == (9 * inside - 1, 1)
+    m.update(x=maps.transpose(0, 2, 1)[:0])
+    assert m.rows == 0
+
+
+def test_a_mark_is_returned_to(rng, same_bits):
+    m = sc.Moments({"x": 5})
+    with pytest.raises(sc.InputError, match="nothing was marked"):
+        m._core.return_to_mark()
+    m._core.mark()
+    m.update(x=rng.standard_normal((700, 5)))
+    m._core.return_to_mark()
+    assert m.rows == 0
+    for first in (100, 900):  # in the head, and after it
+        m.reset()
+        x = rng.standard_normal((first, 5))
+        m.update(x=x)
+        before = m.copy()
+        m._core.mark()
+        m.update(x=rng.standard_normal((700, 5)) + 100)
+        m._core.return_to_mark()
+        same_bits(m, before)
+        y = rng.standard_normal((300, 5))
+        m.update(x=y)
+        before.update(x=y)
+        same_bits(m, before)

@@ -50,10 +50,10 @@ BAD = {
         sc.InputError,
         r"view 'a': got an array of shape \(4,\), expected .*\(n, width\)",
     ),
-    "3-D": (
-        {"a": GOOD[None], "b": GOOD},
+    "4-D": (
+        {"a": GOOD[None, None], "b": GOOD},
         sc.InputError,
-        r"view 'a': got an array of shape \(1, 300, 4\), expected rows as \(n, width\)",
+        r"view 'a': got an array of shape \(1, 1, 300, 4\), expected rows as \(n, width\), or \(samples, rows of each,",
     ),
     "integers": ({"a": GOOD.astype(int), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype int64, .*astype"),
     "complex": ({"a": GOOD + 1j, "b": GOOD}, sc.DTypeError, r"view 'a': got dtype complex128, .*x\.real"),
@@ -65,7 +65,8 @@ BAD = {
     ),
     "big-endian": ({"a": GOOD.astype(">f8"), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype >f8.*newbyteorder"),
     "torch integers": ({"a": torch.ones(300, 4).int(), "b": GOOD}, sc.DTypeError, r"view 'a': got dtype int32"),
-    "torch 3-D": ({"a": torch.ones(3, 5, 4), "b": GOOD}, sc.InputError, r"view 'a': .*shape \(3, 5, 4\)"),
+    "torch 4-D": ({"a": torch.ones(2, 3, 5, 4), "b": GOOD}, sc.InputError, r"view 'a': .*shape \(2, 3, 5, 4\)"),
+    "rows in samples": ({"a": torch.ones(3, 5, 4), "b": GOOD}, sc.InputError, r"view 'b': got 300 rows, expected 15"),
     "masked": ({"a": np.ma.masked_invalid(GOOD), "b": GOOD}, sc.DTypeError, r"view 'a': got a masked array"),
     "torch sparse": (
         {"a": torch.eye(4).to_sparse(), "b": GOOD},

@@ -18,9 +18,30 @@ namespace {
   std::ostringstream text;
   text << "view '" << view << "': got an array of shape (";
   for (std::size_t i = 0; i < shape.size(); ++i) text << (i ? ", " : "") << shape[i];
-  text << (shape.size() == 1 ? ",)" : ")") << ", expected rows as (n, width); reshape it to two dimensions, rows first";
+  text << (shape.size() == 1 ? ",)" : ")") << ", expected rows as (n, width), or (samples, rows of each, width); reshape it, rows first";
   throw Error(ErrorKind::value, text.str());
 }
+
+// (n, d), or (samples, m, d), of which every (sample, m) is a row; `strides` in bytes.
+void lay_out(Rows* rows, const std::vector<std::int64_t>& shape, const std::vector<std::ptrdiff_t>& strides) {
+  const std::size_t last = shape.size() - 1;
+  rows->cols = static_cast<std::size_t>(shape[last]);
+  rows->col_stride = strides[last];
+  rows->row_stride = strides[last - 1];
+  rows->rows = static_cast<std::size_t>(shape[last - 1]);
+  if (last == 1) return;
+  const auto samples = static_cast<std::size_t>(shape[0]), inside = rows->rows;
+  rows->rows = samples * inside;
+  if (samples <= 1 || inside == 0 || strides[0] == static_cast<std::ptrdiff_t>(inside) * strides[1]) return;
+  if (inside == 1) {
+    rows->row_stride = strides[0];
+    return;
+  }
+  rows->sample_rows = inside;
+  rows->sample_stride = strides[0];
+}
+
+bool has_rows(std::size_t dimensions) { return dimensions == 2 || dimensions == 3; }
 
 Borrowed borrow_numpy(const py::array& array, const std::string& view) {
   std::vector<std::int64_t> shape(array.shape(), array.shape() + array.ndim());
@@ -39,12 +60,9 @@ Borrowed borrow_numpy(const py::array& array, const std::string& view) {
     refuse_dtype(view, py::str(dtype.attr("name")),
                  kind == 'c' ? "take x.real or x.imag" : "convert with x.astype('float32') or 'float64'");
   }
-  if (shape.size() != 2) refuse_shape(view, shape);
+  if (!has_rows(shape.size())) refuse_shape(view, shape);
   result.rows.data = static_cast<const unsigned char*>(array.data());
-  result.rows.rows = static_cast<std::size_t>(shape[0]);
-  result.rows.cols = static_cast<std::size_t>(shape[1]);
-  result.rows.row_stride = array.strides(0);
-  result.rows.col_stride = array.strides(1);
+  lay_out(&result.rows, shape, {array.strides(), array.strides() + array.ndim()});
   result.owner = array;
   return result;
 }
@@ -123,13 +141,15 @@ Borrowed borrow_dlpack(py::handle array, const std::string& view) {
 
   Borrowed result;
   result.rows.dtype = dlpack_dtype(tensor->dtype, view);
-  if (tensor->ndim != 2) refuse_shape(view, {tensor->shape, tensor->shape + tensor->ndim});
-  const auto size = static_cast<std::ptrdiff_t>(size_of(result.rows.dtype));
+  const std::vector<std::int64_t> shape(tensor->shape, tensor->shape + tensor->ndim);
+  if (!has_rows(shape.size())) refuse_shape(view, shape);
+  std::vector<std::ptrdiff_t> strides(shape.size(), static_cast<std::ptrdiff_t>(size_of(result.rows.dtype)));
+  for (std::size_t axis = shape.size(); axis-- > 0;) {
+    if (tensor->strides) strides[axis] *= tensor->strides[axis];
+    if (!tensor->strides && axis + 1 < shape.size()) strides[axis] = strides[axis + 1] * shape[axis + 1];
+  }
   result.rows.data = static_cast<const unsigned char*>(tensor->data) + tensor->byte_offset;
-  result.rows.rows = static_cast<std::size_t>(tensor->shape[0]);
-  result.rows.cols = static_cast<std::size_t>(tensor->shape[1]);
-  result.rows.row_stride = size * (tensor->strides ? tensor->strides[0] : tensor->shape[1]);
-  result.rows.col_stride = size * (tensor->strides ? tensor->strides[1] : 1);
+  lay_out(&result.rows, shape, strides);
   result.owner = std::move(capsule);
   return result;
 }

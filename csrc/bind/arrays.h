@@ -16,7 +16,7 @@ namespace py = pybind11;
 
 // Rows of one view, borrowed from a NumPy array or anything with __dlpack__, and the object that keeps
 // them alive. Nothing is copied. Throws Error naming the view for anything that is not a
-// 2-D array of float16, bfloat16, float32 or float64 in CPU memory.
+// 2-D or 3-D array of float16, bfloat16, float32 or float64 in CPU memory.
 struct Borrowed {
   Rows rows;
   py::object owner;

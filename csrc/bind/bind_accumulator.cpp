@@ -206,6 +206,8 @@ void bind_accumulator(py::module_& m) {
       .def("update", &update, py::arg("batch"), py::arg("weights") = py::none())
       .def("merge", &Accumulator::merge, py::arg("other"), Released())
       .def("reset", &Accumulator::reset, Released())
+      .def("mark", &Accumulator::mark, Released())
+      .def("return_to_mark", &Accumulator::return_to_mark, Released())
       .def(
           "copy", [](const Accumulator& self) { return std::make_unique<Accumulator>(self); }, Released())
       .def("mean", &mean, py::arg("view"))

@@ -207,7 +207,7 @@ void Accumulator::update(const std::vector<Rows>& rows, const double* weights, c
   const auto between_blocks = poll ? every_50_ms(poll) : std::function<void()>([] {});
 
   const bool piecewise = copy_is_cheaper_than(rows);
-  if (piecewise) save_checkpoint();
+  if (piecewise) save_to(&checkpoint_);
   for (Run rest{0, count}; rest.count;) {
     if (piecewise && !weights && settled_) {
       context.shifts = largest_shifts();
@@ -243,9 +243,22 @@ bool Accumulator::copy_is_cheaper_than(const std::vector<Rows>& rows) const {
 }
 
 // Into memory that stays: fresh pages would cost more than the copy.
-void Accumulator::save_checkpoint() {
-  if (!checkpoint_) checkpoint_.reset(new Accumulator(*this, Empty{}));
-  checkpoint_->assign(*this);
+void Accumulator::save_to(std::unique_ptr<Accumulator>* kept) {
+  if (!*kept) kept->reset(new Accumulator(*this, Empty{}));
+  (*kept)->assign(*this);
+}
+
+void Accumulator::mark() {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  const Busy busy(&busy_);
+  save_to(&mark_);
+}
+
+void Accumulator::return_to_mark() {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  const Busy busy(&busy_);
+  if (!mark_) throw Error(ErrorKind::value, "return_to_mark: nothing was marked");
+  assign(*mark_);
 }
 
 std::size_t Accumulator::rows_to_take(std::size_t available) const {

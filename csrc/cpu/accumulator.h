@@ -67,6 +67,10 @@ class Accumulator {
   // costs no digits of the heavy one. An empty accumulator is the identity. Untouched if it throws.
   void merge(const Accumulator& other);
   void reset();
+  // Remembers the present state, in memory that stays, and brings it back: for callers whose own work may fail after several
+  // updates. One mark at a time; copies have none.
+  void mark();
+  void return_to_mark();
 
   // (S - s t' / weight) / (weight - ddof), row-major; `uncertainty` (may be null) is filled for a view with
   // itself, in the same units.
@@ -102,7 +106,7 @@ class Accumulator {
   Products products_for(const std::vector<Rows>& rows) const;
   std::vector<double> largest_shifts() const;
   bool copy_is_cheaper_than(const std::vector<Rows>& rows) const;
-  void save_checkpoint();
+  void save_to(std::unique_ptr<Accumulator>* kept);
   std::size_t rows_to_take(std::size_t available) const;
   std::size_t add_blocks(const std::vector<Rows>& rows, Run run, const double* roots, const double* weights, const MagnitudeCheck* check);
   void start(Products products);
@@ -138,6 +142,7 @@ class Accumulator {
   Products products_ = Products::f32;
   std::unique_ptr<MomentStore> store_;
   std::unique_ptr<Accumulator> checkpoint_;  // as it was before a long batch; its memory is kept
+  std::unique_ptr<Accumulator> mark_;        // as the caller wants it remembered
   Head head_;
   std::vector<Rows> head_rows_;  // settle() points them at the head without allocating
   PerView shift_;

@@ -16,6 +16,7 @@ struct Upcoming {
 
 // Walks through the upcoming rows in pieces of so many bytes, which the threads of a team take in turn. Views whose rows lie one
 // behind the other are one run of bytes, those whose columns are dense (channels first) a run for each column; others are left out.
+// Of rows in samples it is what is left of the first sample.
 class Lookahead {
  public:
   Lookahead(Upcoming upcoming, int team, int thread, std::size_t piece)
@@ -27,7 +28,8 @@ class Lookahead {
       const auto stride = static_cast<std::size_t>(rows.row_stride), unit = size_of(rows.dtype);
       const bool dense = stride == unit * rows.cols && rows.col_stride == static_cast<std::ptrdiff_t>(unit);
       if (rows.row_stride <= 0 || !(dense || stride == unit)) continue;
-      const std::size_t pieces = (upcoming_.count * stride + piece_ - 1) / piece_;  // of one run
+      const std::size_t count = rows.run_from(upcoming_.first, upcoming_.count);
+      const std::size_t pieces = (count * stride + piece_ - 1) / piece_;  // of one run
       const std::size_t piece = taken_ * team_ + thread_;
       if (piece >= pieces * (dense ? 1 : rows.cols)) continue;
       ++taken_;

@@ -46,8 +46,12 @@ std::uint64_t largest_in(const Rows& rows, Run run, const KernelTable& kernels, 
 #pragma omp parallel for schedule(static) num_threads(team) reduction(max : largest) if (team > 1)
   for (int t = 0; t < team; ++t) {
     const auto part = [&](int i) { return rows.cols * static_cast<std::size_t>(i) / static_cast<std::size_t>(team); };
-    const PackSource source{rows.element(run.first, part(t)), rows.row_stride, rows.col_stride, run.count, part(t + 1) - part(t)};
-    largest = std::max(largest, kernel(&source));
+    for (std::size_t first = run.first, end = run.first + run.count; first < end;) {
+      const std::size_t count = rows.run_from(first, end - first);
+      const PackSource source{rows.element(first, part(t)), rows.row_stride, rows.col_stride, count, part(t + 1) - part(t)};
+      largest = std::max(largest, kernel(&source));
+      first += count;
+    }
   }
   return largest;
 }

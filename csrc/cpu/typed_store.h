@@ -13,10 +13,6 @@
 
 namespace streamcca {
 
-inline PackSource source_of(const Rows& rows, std::size_t first, std::size_t count) {
-  return {rows.row(first), rows.row_stride, rows.col_stride, count, rows.cols};
-}
-
 template <class T>
 class TypedStore : public MomentStore {
  public:
@@ -243,13 +239,16 @@ class TypedStore : public MomentStore {
     for (std::size_t view = 0; view < views_.size(); ++view) {
       const std::size_t from = std::max(begin, schedule_.first_group(view)), to = std::min(end, schedule_.first_group(view + 1));
       if (from >= to) continue;
-      const std::size_t column = (from - schedule_.first_group(view)) * kGroup<T>;
-      PackSource source = source_of(rows[view], first, count);
-      source.data += static_cast<std::ptrdiff_t>(column) * source.col_stride;
-      source.cols = std::min(source.cols - column, (to - from) * kGroup<T>);
-      const std::size_t g = from * kGroup<T>;
-      kernels_.pack[static_cast<std::size_t>(rows[view].dtype)](&source, shift_.data() + g, roots, out.group(from), out.group_stride,
-                                                                sums + g, squares + g);
+      const std::size_t column = (from - schedule_.first_group(view)) * kGroup<T>, g = from * kGroup<T>;
+      const Rows& own = rows[view];
+      const std::size_t columns = std::min(own.cols - column, (to - from) * kGroup<T>);
+      for (std::size_t done = 0; done < count;) {
+        const std::size_t run = own.run_from(first + done, count - done);
+        const PackSource source{own.element(first + done, column), own.row_stride, own.col_stride, run, columns};
+        kernels_.pack[static_cast<std::size_t>(own.dtype)](&source, shift_.data() + g, roots ? roots + done : nullptr,
+                                                           out.group(from) + done * kGroup<T>, out.group_stride, sums + g, squares + g);
+        done += run;
+      }
     }
   }
 

@@ -265,7 +265,7 @@ def _first_pass(
             if bill.strategy == "replay":
                 sweep.remember()
             moments = Moments(widths, pairs=own + (cross if bill.strategy == "covariance" else []), **options)
-        check_same_layers(batch_rows, moments)
+        check_same_layers(batch_rows, moments.views)
         moments.update(batch_rows)
 
     sweep.run(add, "compare")

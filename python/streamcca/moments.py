@@ -131,7 +131,8 @@ class Moments:
         ----------
         batch : mapping of str to array, optional
             One array (n, width) per view: NumPy, torch, or anything with ``__dlpack__`` in CPU memory;
-            float16, bfloat16, float32 or float64; any strides. Views may also be given as keywords.
+            float16, bfloat16, float32 or float64; any strides. An array (samples, m, width) has a row for each
+            (sample, m), read where it lies. Views may also be given as keywords.
         weights : array (n,), optional
             Weights >= 0, counting rows: a row of weight 2 is two rows, one of weight 0 is absent.
         ids : array (n,) of int, or mapping of str to such arrays, optional

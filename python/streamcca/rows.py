@@ -244,6 +244,21 @@ def to_rows(layer: str, tensor: Tensor, grid: Grid, way: Way, valid: Tensor | No
     return rows.clone() if shares else rows
 
 
+# Fewer rows of a sample than this are cheaper to copy than to read where they lie: the kernels turn sixteen at a time.
+_FEWEST_IN_PLACE = 16
+
+
+def rows_in_place(tensor: Tensor, grid: Grid) -> Tensor | None:
+    """Return all rows of an output as (n, d), or (samples, n, d), in its own memory; None where a copy is cheaper."""
+    if grid.kind == "samples":
+        return tensor
+    if grid.axis == -1:
+        return tensor.flatten(1, -2)
+    if tensor[0, 0].numel() < _FEWEST_IN_PLACE:
+        return None
+    return tensor.flatten(2).transpose(1, 2)
+
+
 def _one_token(tokens: Tensor, way: Literal["first", "last"], valid: Tensor | None) -> Tensor:
     if valid is None:
         return tokens[:, 0 if way == "first" else -1].clone()

@@ -316,7 +316,7 @@ def first_pass(sweep: Sweep, options: Mapping[str, Any], description: str) -> Mo
         nonlocal moments
         if moments is None:
             moments = Moments({name: int(x.shape[1]) for name, x in batch_rows.items()}, **options)
-        check_same_layers(batch_rows, moments)
+        check_same_layers(batch_rows, moments.views)
         moments.update(batch_rows)
 
     sweep.run(add, description)

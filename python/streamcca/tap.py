@@ -13,7 +13,8 @@ from streamcca.eager import EAGER
 from streamcca.errors import InputError, LayerError, StreamCCAWarning
 from streamcca.layers import Layers, glob_pattern, select_layers, selectors_of, unwrapped
 from streamcca.masks import Mask, MaskFinder, Masks
-from streamcca.rows import Grid, Way, features_axis, grid_of, output_tensor, padded, to_rows
+from streamcca.rows import Grid, Way, features_axis, grid_of, output_tensor, padded, rows_in_place, to_rows
+from streamcca.stream import LayerStreams
 from streamcca.views import check_device
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ def _inert_hook() -> Hook:
 
 @dataclass(frozen=True)
 class _Output:
-    """What one call of a layer brought: its rows, or the whole output while it is not decided what a row is."""
+    """What one call of a layer brought: its rows, or the whole output while it is not decided what a row is.
 
-    tensor: Tensor
+    No tensor if the rows were counted at once.
+    """
+
+    tensor: Tensor | None
     grid: Grid
     valid: Tensor | None  # tokens that count
     whole: bool
@@ -67,6 +71,7 @@ class _Forward(threading.local):
     def clear(self) -> None:
         self.running = False
         self.complete = False  # a forward has ended and its rows were not taken yet
+        self.streaming = False  # rows are counted at once
         self.masks: Masks | None = None
         self.outputs: dict[str, list[_Output]] = {}
         self.axes: dict[tuple[int, ...], int] = {}  # shape of a 3-D or larger output -> axis of its features
@@ -87,6 +92,10 @@ def check_call_index(index: object) -> None:
                 f"call_index: got {index!r}, expected None, a whole number (0 is the first call, -1 the last), or a "
                 "mapping from layers (names or globs) to such numbers"
             )
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...]:
+    return () if tensor is None else tuple(tensor.shape)
 
 
 def _recomputing() -> bool:
@@ -122,6 +131,7 @@ class LayerTap:
         self.repeated: set[str] = set()  # chosen by a pattern, left out because they run more than once
         self.forwards = 0
         self.ways: dict[str, Way] = {}  # empty: not decided yet, outputs are kept as they are
+        self.streams: LayerStreams | None = None  # where rows go at once, if each layer is for itself
         self._call_index = call_index
         self._selectors = selectors_of(layers)
         self._device = device
@@ -140,6 +150,8 @@ class LayerTap:
         for name, module in self.modules.items():
             self._add(module, self._output_recorder(name, module))
         self._add(self.model, self._end)
+        failed = Hook(self.model, self._fail)
+        self._handles.append(self.model.register_forward_hook(failed, always_call=True))
 
     def _add(self, module: Module, action: Callable[..., None]) -> None:
         self._handles.append(module.register_forward_hook(Hook(module, action)))
@@ -152,6 +164,8 @@ class LayerTap:
             handle.remove()
         self._handles.clear()
         self._forward = _Forward()
+        if self.streams is not None:
+            self.streams.end(complete=False)
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forward.clear()  # also of what an exception in an earlier forward left
@@ -159,6 +173,7 @@ class LayerTap:
             return
         self._forward.masks = self._masks.find(args, kwargs)
         self._forward.running = True
+        self._forward.streaming = self.streams is not None and self.streams.begin()
 
     def _end(self, *_: Any) -> None:
         if not self._forward.running:
@@ -168,6 +183,13 @@ class LayerTap:
         self._forward.axes = {}
         self._forward.masks = None
         self.forwards += 1
+
+    def _fail(self, *_: Any) -> None:
+        # Called after an exception in the forward, too; `_end` is not.
+        if self._forward.running:
+            if self._forward.streaming and self.streams is not None:
+                self.streams.end(complete=False)
+            self._forward.clear()
 
     def _axis_recorder(self, module: Module) -> Callable[..., None]:
         axis = features_axis(module)
@@ -192,12 +214,20 @@ class LayerTap:
                 valid = self._valid_tokens(name, tensor, grid)
             if self._device is not None:
                 tensor = tensor.to(self._device)
-            # Copied at once: a following in-place operation must not reach the rows.
-            whole = name not in self.ways
-            rows = tensor.clone() if whole else to_rows(name, tensor, grid, self.ways[name], valid)
-            self._forward.outputs.setdefault(name, []).append(_Output(rows, grid, valid, whole))
+            # Copied or counted at once: a following in-place operation must not reach the rows.
+            self._forward.outputs.setdefault(name, []).append(self._output(name, tensor, grid, valid))
 
         return record
+
+    def _output(self, name: str, tensor: Tensor, grid: Grid, valid: Tensor | None) -> _Output:
+        if name not in self.ways:
+            return _Output(tensor.clone(), grid, valid, whole=True)
+        way = self.ways[name]
+        if not self._forward.streaming or self.streams is None:
+            return _Output(to_rows(name, tensor, grid, way, valid), grid, valid, whole=False)
+        rows = rows_in_place(tensor, grid) if way == "each" and valid is None else None
+        self.streams.add(name, to_rows(name, tensor, grid, way, valid) if rows is None else rows)
+        return _Output(None, grid, valid, whole=False)
 
     def _valid_tokens(self, name: str, tensor: Tensor, grid: Grid) -> Tensor | None:
         if self._forward.masks is None or grid.kind == "positions":
@@ -221,7 +251,7 @@ class LayerTap:
             if index is None or len(calls) == 1:
                 continue
             if not -len(calls) <= index < len(calls):
-                shapes = ", ".join(f"{i}: {tuple(call.tensor.shape)}" for i, call in enumerate(calls))
+                shapes = ", ".join(f"{i}: {_shape(call.tensor)}" for i, call in enumerate(calls))
                 raise LayerError(
                     f"call_index: layer {name!r} ran {len(calls)} times in one forward ({shapes}), got call {index}"
                 )
@@ -251,6 +281,15 @@ class LayerTap:
         self.called.update(outputs)
         return {name: self.grids[name] for name in outputs}
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the rows of this thread's forward were counted at once; `forget` ends it, `take` does not."""
+        return self._forward.streaming
+
+    def forget(self) -> None:
+        """Keep nothing of the last forward."""
+        self._forward.clear()
+
     def take(self, ways: Mapping[str, Way]) -> dict[str, Tensor]:
         """Return the rows (n, d) of every layer called in the last forward, and keep no reference.
 
@@ -265,7 +304,8 @@ class LayerTap:
         result: dict[str, Tensor] = {}
         for name, calls in outputs.items():
             way = self.ways.get(name, "each")  # a layer that is new now is refused with a better sentence later
-            rows = [to_rows(name, x.tensor, x.grid, way, x.valid) if x.whole else x.tensor for x in calls]
+            tensors = [(x, x.tensor) for x in calls if x.tensor is not None]
+            rows = [to_rows(name, t, x.grid, way, x.valid) if x.whole else t for x, t in tensors]
             result[name] = rows[0] if len(rows) == 1 else torch.cat(rows)
         return result
 

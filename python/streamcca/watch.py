@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.rows import Rows, check_equal_counts, check_rows, choose_ways, describe_rows
+from streamcca.stream import LayerStreams
 from streamcca.tap import CallIndex, Hook, LayerTap
 from streamcca.views import Pairs
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Module
+
+    from streamcca.rows import Grid
 
 
 class Watch:
@@ -47,6 +50,9 @@ class Watch:
         self._rows: Rows = rows
         self._options = options
         self._moments: Moments | None = None
+        self._streams: LayerStreams | None = None
+        if _each_for_itself(len(self._tap.modules), call_index, options):
+            self._streams = LayerStreams(options)
         self._handle: Any = None
         self._lock = threading.Lock()
         self.layers = tuple(self._tap.modules)
@@ -83,30 +89,75 @@ class Watch:
         if not self._tap.complete:
             return
         with self._lock:
+            grids = self._grids()
+            if self._streams is not None:
+                self._commit_streams(self._streams, grids)
+                return
+            rows = self._tap.take(self._tap.ways or choose_ways(grids, self._rows))
+            check_equal_counts(rows)
+            if self._moments is None:
+                self._moments = Moments({name: int(x.shape[1]) for name, x in rows.items()}, **self._options)
+        check_same_layers(rows, self._moments.views)
+        self._moments.update(rows)
+
+    def _grids(self) -> dict[str, Grid]:
+        """Return the grids of the forward's layers; refuses layers that do not line up, and takes the forward back."""
+        try:
             grids = self._tap.peek()
             if not grids:
                 raise LayerError(
                     f"none of the layers {', '.join(self.layers)} was called in a forward pass of the model"
                 )
-            rows = self._tap.take(self._tap.ways or choose_ways(grids, self._rows))
-            check_equal_counts(rows)
-            if self._moments is None:
-                self._moments = Moments({name: int(x.shape[1]) for name, x in rows.items()}, **self._options)
-        check_same_layers(rows, self._moments)
-        self._moments.update(rows)
+            if self._streams is not None and self._streams.moments:
+                check_same_layers(grids, self._streams.moments)
+        except LayerError:
+            if self._streams is not None and self._tap.streaming:
+                self._streams.end(complete=False)
+            self._tap.forget()
+            raise
+        return grids
+
+    def _commit_streams(self, streams: LayerStreams, grids: dict[str, Grid]) -> None:
+        if self._tap.streaming:
+            self._tap.forget()
+            streams.end(complete=True)
+            return
+        rows = self._tap.take(self._tap.ways or choose_ways(grids, self._rows))
+        streams.count(rows)
+        # What a row is has been decided now: from the next forward on they are counted without a copy.
+        self._tap.streams = streams
 
     @property
     def moments(self) -> Moments:
-        """The moments so far, one view per layer that was called."""
+        """The moments so far, one view per layer that was called; with ``pairs='self'`` a copy.
+
+        Raises
+        ------
+        InputError
+            Nothing was watched yet, or layers have different numbers of rows (``pairs='self'``).
+        """
+        if self._streams is not None and self._streams.moments:
+            own = list(self._streams.moments.values())
+            return own[0] if len(self._tap.modules) == 1 else self._streams.joined()
         if self._moments is None:
             raise InputError("nothing was watched yet; run the model inside the with block first")
         return self._moments
 
     @property
+    def layer_moments(self) -> dict[str, Moments]:
+        """With ``pairs='self'``, each layer's own moments, whose numbers of rows may differ."""
+        if self._streams is None:
+            raise InputError("layer_moments: these layers share one Moments, see .moments; pass pairs='self' to watch")
+        return dict(self._streams.moments)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Rows counted per layer; 0 for a layer that was not called."""
-        views = self._moments.views if self._moments is not None else {}
-        return {name: self.moments.rows if name in views else 0 for name in self.layers}
+        if self._streams is not None:
+            found = {name: moments.rows for name, moments in self._streams.moments.items()}
+        else:
+            found = dict.fromkeys(self._moments.views, self._moments.rows) if self._moments is not None else {}
+        return {name: found.get(name, 0) for name in self.layers}
 
     @property
     def rows(self) -> str:
@@ -117,17 +168,24 @@ class Watch:
         return describe_rows({name: self._tap.grids[name] for name in ways}, ways)
 
     def __repr__(self) -> str:
-        return f"Watch({len(self.layers)} layers, rows={self._moments.rows if self._moments else 0})"
+        return f"Watch({len(self.layers)} layers, rows={max(self.counts.values())})"
 
 
-def check_same_layers(rows: dict[str, Tensor], moments: Moments) -> None:
+def _each_for_itself(layers: int, call_index: CallIndex, options: Mapping[str, Any]) -> bool:
+    """Whether no pair of layers is wanted, so that a layer's rows need not wait for another's."""
+    alone = options["pairs"] == "self" or (layers == 1 and options["pairs"] == "all")
+    # A row that one layer skips would have to be skipped in all; which call is the last is known at the end only.
+    return alone and options["nonfinite"] != "skip" and call_index is None
+
+
+def check_same_layers(rows: Collection[str], known: Collection[str]) -> None:
     """Refuse a forward in which other layers ran than in the first.
 
     Raises
     ------
     LayerError
     """
-    for name in sorted(rows.keys() ^ moments.views.keys()):
+    for name in sorted(set(rows) ^ set(known)):
         when = "a later forward but not in the first" if name in rows else "the first forward but not in a later one"
         raise LayerError(
             f"layer {name!r} ran in {when}, so that its rows do not line up with those of the others; leave it out of "
@@ -177,14 +235,15 @@ def watch(
         Which call of a layer that runs more than once in a forward: 0 is the first, -1 the last. A mapping gives
         layers, by name or glob, numbers of their own; the first match counts.
     pairs, precision, nonfinite, threads
-        As in `Moments`.
+        As in `Moments`. With ``pairs='self'`` each layer is for itself: its rows are counted straight from its output,
+        at the cost of the arithmetic alone, and layers may have different numbers of rows (``.layer_moments``).
     device : None or 'cpu'
         'cpu' copies rows that are on another device to the CPU; None refuses them.
 
     Returns
     -------
     Watch
-        Context manager with ``.moments``, ``.counts`` and ``.rows``.
+        Context manager with ``.moments``, ``.layer_moments``, ``.counts`` and ``.rows``.
 
     Raises
     ------
@@ -194,7 +253,8 @@ def watch(
 
     Notes
     -----
-    Outputs are copied when they appear and released at the end of the forward pass; hooks are removed when
+    Outputs are copied when they appear (with ``pairs='self'`` counted at once, from the second forward on) and released
+    at the end of the forward pass; hooks are removed when
     the block is left, also by an exception. Where an output has more than two dimensions, the kind of module
     says where its features lie (convolutions, pools and batch norm: axis 1; linear layers, layer norm,
     embeddings: the last); other modules follow the last output of the same shape. The first dimension must be the

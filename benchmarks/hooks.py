@@ -1,0 +1,99 @@
+"""What watching costs: 20 convolutions of a net like ResNet-18, positions as rows, against the arithmetic alone."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from statistics import median
+from typing import Any
+
+from benchmarks.resnet import resnet18
+
+_BAR = 1.15
+
+
+def _seconds(run: Any) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _update(moments: dict[str, Any], rows: dict[str, Any]) -> None:
+    for name, x in rows.items():
+        moments[name].update({name: x})
+
+
+def run_hooks(images: int = 256, size: int = 64, rounds: int = 9) -> dict[str, Any]:
+    """Time a forward pass without hooks, the same while watched, and the updates alone on the rows it brought.
+
+    In turn, round after round in one process. The updates alone get the rows once where they lie (channels first) and
+    once stored row by row; the promise is about the latter, which is the faster.
+    """
+    import numpy as np
+    import torch
+
+    import streamcca as sc
+
+    torch.manual_seed(0)
+    model, batch = resnet18(), torch.randn(images, 3, size, size)
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    outputs: dict[str, torch.Tensor] = {}
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out}))
+        for name in convolutions
+    ]
+    times: dict[str, list[float]] = {
+        "plain forward": [],
+        "watched forward": [],
+        "updates, rows": [],
+        "updates, maps": [],
+    }
+    with torch.no_grad():
+        model(batch)
+        for handle in handles:
+            handle.remove()
+        maps = {name: x.flatten(2).transpose(1, 2) for name, x in outputs.items()}
+        rows = {name: x.reshape(-1, x.shape[-1]).contiguous() for name, x in maps.items()}
+        alone = {kind: {name: sc.Moments({name: rows[name].shape[1]}) for name in rows} for kind in ("rows", "maps")}
+        with sc.watch(model, convolutions, rows="positions", pairs="self") as watch:
+            for _ in range(2):
+                model(batch)
+        for name in convolutions:
+            x = rows[name].double().numpy()
+            error = np.abs(watch.layer_moments[name].covariance(name, ddof=0) - np.cov(x, rowvar=False, ddof=0)).max()
+            assert error < 1e-5 * np.abs(x).max() ** 2, (name, error)
+        for _ in range(rounds):
+            times["plain forward"].append(_seconds(partial(model, batch)))
+            with watch:
+                times["watched forward"].append(_seconds(partial(model, batch)))
+            for kind, source in (("rows", rows), ("maps", maps)):
+                if not times[f"updates, {kind}"]:
+                    _update(alone[kind], source)
+                times[f"updates, {kind}"].append(_seconds(partial(_update, alone[kind], source)))
+    spent = [w - p for w, p in zip(times["watched forward"], times["plain forward"], strict=True)]
+    factor = median(s / u for s, u in zip(spent, times["updates, rows"], strict=True))
+    factor_maps = median(s / u for s, u in zip(spent, times["updates, maps"], strict=True))
+    return {
+        "case": f"{len(convolutions)} convolutions of a net like ResNet-18, {images} images {size} x {size}",
+        "seconds": {name: median(values) for name, values in times.items()},
+        "times": times,
+        "rows": {name: len(x) for name, x in rows.items()},
+        "of_updates": factor,
+        "of_updates_where_they_lie": factor_maps,
+        "bars": [_verdict(factor)],
+    }
+
+
+def _verdict(factor: float) -> dict[str, Any]:
+    promise = f"watching adds <= {_BAR} x the updates alone"
+    return {"bar": promise, "wanted": _BAR, "measured": factor, "reached": factor <= _BAR, "text": f"{factor:.2f} x"}
+
+
+def format_hooks(result: dict[str, Any]) -> str:
+    """Lay the times out."""
+    lines = [result["case"]] + [f"  {name:<18}{1e3 * seconds:>9.1f} ms" for name, seconds in result["seconds"].items()]
+    lines.append(
+        f"  watching adds {result['of_updates']:.2f} x the updates on rows, "
+        f"{result['of_updates_where_they_lie']:.2f} x those on the maps where they lie"
+    )
+    return "\n".join(lines)
