@@ -60,3 +60,19 @@ def pwcca(x, y, side="x"):
     variates = qx @ u
     weights = np.abs(variates.T @ x).sum(axis=1)
     return float(weights @ rho / weights.sum())
+
+
+def lowpass(x, size):
+    """Trigonometric polynomial of the frequencies up to size / 2 of maps (n, c, ...), on a smaller grid."""
+    x = np.asarray(x, dtype=np.float64)
+    for axis, new in enumerate(size, start=2):
+        old = x.shape[axis]
+        if new == old:
+            continue
+        f = np.arange(-(new // 2), new // 2 + 1)
+        amplitudes = np.exp(-2j * np.pi * np.outer(f, np.arange(old)) / old) / old
+        waves = np.exp(2j * np.pi * np.outer(np.arange(new), f) / new)
+        matrix = waves @ amplitudes
+        assert np.abs(matrix.imag).max() < 1e-12
+        x = np.moveaxis(np.tensordot(matrix.real, x, axes=(1, axis)), 0, axis)
+    return x

@@ -15,6 +15,7 @@ from streamcca.masks import Mask
 from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.plan import STRATEGIES, Plan, Strategy, plan
 from streamcca.projection import Projector
+from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.results import LayerComparison
 from streamcca.rows import Rows
 from streamcca.scores import SubspaceScores, check_repeatable, tell
@@ -69,6 +70,8 @@ def compare(  # type: ignore[misc]
     rows: Rows = "auto",
     mask: Mask = "auto",
     call_index: CallIndex = None,
+    resize: Resize = None,
+    resize_by: ResizeBy = "fourier",
     forward: Forward | None = None,
     strategy: Strategy = "auto",
     memory: int | None = None,
@@ -110,6 +113,8 @@ def compare(  # type: ignore[misc]
     rows, mask, call_index
         What a row is, which tokens count, and which call of a layer that runs more than once; see `watch`. The
         result's ``.rows`` says what was used.
+    resize, resize_by
+        Maps of one size; see `watch`. 'smallest' is the smallest of both models; of many models, of each.
     forward : callable ``(model, batch) -> anything``, optional
         How to run a model on a batch, if the above does not fit.
     strategy, memory
@@ -164,6 +169,8 @@ def compare(  # type: ignore[misc]
         "rows": rows,
         "mask": mask,
         "call_index": call_index,
+        "resize": resize,
+        "resize_by": resize_by,
         "forward": forward,
         "precision": precision,
         "device": device,
@@ -187,10 +194,11 @@ def compare(  # type: ignore[misc]
         )
     if loader_b is not None and unwrapped(model_a) is unwrapped(model_b):
         raise InputError("loader_b: one model cannot read two loaders at once; give two copies of the model")
+    resizer = make_resizer(resize, resize_by)
     sweep = Sweep(
         {
-            "a:": LayerTap(model_a, layers, device, mask, call_index),
-            "b:": LayerTap(model_b, layers if layers_b is None else layers_b, device, mask, call_index),
+            "a:": LayerTap(model_a, layers, device, mask, call_index, resizer),
+            "b:": LayerTap(model_b, layers if layers_b is None else layers_b, device, mask, call_index, resizer),
         },
         {"a:": loader, "b:": loader if loader_b is None else loader_b},
         rows=rows,

@@ -18,6 +18,7 @@ from streamcca.errors import InputError
 from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Precision
+from streamcca.resize import Resize, ResizeBy
 from streamcca.results import CCAResult
 from streamcca.rows import Rows
 from streamcca.scores import SubspaceScores, Warned, subspace_scores, tell
@@ -148,7 +149,7 @@ class Dynamics:
         The model that is trained.
     probe : iterable
         Batches as in `compare`, the same ones each time; a tensor is cut into batches.
-    layers, rows, mask, call_index, device
+    layers, rows, mask, call_index, resize, resize_by, device
         As in `watch`.
     variance, nuclear, rank, ridge
         As in `svcca`; by default 99 % of the variance.
@@ -200,6 +201,8 @@ class Dynamics:
         rows: Rows = "auto",
         mask: Mask = "auto",
         call_index: CallIndex = None,
+        resize: Resize = None,
+        resize_by: ResizeBy = "fourier",
         forward: Forward | None = None,
         precision: Precision = "auto",
         device: str | None = None,
@@ -218,6 +221,8 @@ class Dynamics:
             "rows": rows,
             "mask": mask,
             "call_index": call_index,
+            "resize": resize,
+            "resize_by": resize_by,
             "forward": forward,
             "precision": precision,
             "device": device,

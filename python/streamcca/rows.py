@@ -44,11 +44,15 @@ def features_axis(module: object) -> int | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """How the rows of an output lie: its kind, the sizes that repeat inside a sample, the features' axis."""
+    """How the rows of an output lie: its kind, the sizes that repeat inside a sample, the features' axis.
+
+    `resized` says how positions came to their number, if not by the layer itself.
+    """
 
     kind: Literal["samples", "positions", "tokens"]
     size: tuple[int, ...] = ()
     axis: int = -1
+    resized: str = ""
 
 
 def grid_of(tensor: Tensor, axis: int | None) -> Grid:
@@ -182,26 +186,32 @@ def _ways_of(grids: Mapping[str, Grid], rule: RowRule) -> dict[str, Way]:
     return dict.fromkeys(grids, way)
 
 
-_NAMES = {"flatten": "samples (flattened)", "first": "samples (first token)", "last": "samples (last token)"}
+_NAMES = {"flatten": "flattened", "first": "first token", "last": "last token"}
 
 
 def describe_rows(grids: Mapping[str, Grid], ways: Mapping[str, Way]) -> str:
     """Name what a row is, for results and plots."""
-    names: list[str] = []
-    for layer, grid in grids.items():
-        way = ways[layer]
-        if callable(way):
-            name = f"rows of {getattr(way, '__name__', type(way).__name__)}"
-        elif grid.kind == "samples":
-            name = "samples"
-        elif way == "pool":
-            kinds = sorted({grids[x].kind for x in grids if ways[x] == "pool"} - {"samples"})
-            name = f"samples (averaged over {' or '.join(kinds)})"
-        else:
-            name = grid.kind if way == "each" else _NAMES[way]
-        names.append(name)
+    pooled = {_joined(grid.kind, grid.resized) for layer, grid in grids.items() if ways[layer] == "pool"} - {"samples"}
+    names = [_describe(grid, ways[layer], " or ".join(sorted(pooled))) for layer, grid in grids.items()]
     told = [name for name in dict.fromkeys(sorted(names)) if name != "samples"]
     return " or ".join(told) or "samples"
+
+
+def _describe(grid: Grid, way: Way, pooled: str) -> str:
+    if callable(way):
+        name = f"rows of {getattr(way, '__name__', type(way).__name__)}"
+        return f"{name} (maps {grid.resized})" if grid.resized else name
+    if grid.kind == "samples":
+        return "samples"
+    if way == "pool":
+        return f"samples (averaged over {pooled})"
+    if way == "each":
+        return f"{grid.kind} ({grid.resized})" if grid.resized else grid.kind
+    return f"samples ({_joined(_NAMES[way], grid.resized)})"
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def to_rows(layer: str, tensor: Tensor, grid: Grid, way: Way, valid: Tensor | None = None) -> Tensor:

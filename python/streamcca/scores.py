@@ -18,6 +18,7 @@ from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Moments, Precision
 from streamcca.projection import Projector
+from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.results import CCAResult
 from streamcca.rows import Rows
 from streamcca.subspace import Rule, Truncated, parse_rule, truncate_view
@@ -219,6 +220,8 @@ def subspace_scores(
     rows: Rows = "auto",
     mask: Mask = "auto",
     call_index: CallIndex = None,
+    resize: Resize = None,
+    resize_by: ResizeBy = "fourier",
     forward: Forward | None = None,
     precision: Precision = "auto",
     device: str | None = None,
@@ -236,7 +239,7 @@ def subspace_scores(
         Runs in eval mode without gradients, and gets its mode back.
     loader : iterable
         Batches as in `compare`, the same ones each time; a tensor is cut into batches.
-    layers, rows, mask, call_index, device
+    layers, rows, mask, call_index, resize, resize_by, device
         As in `watch`.
     name : str
         What the model is called in tables and plots.
@@ -268,7 +271,7 @@ def subspace_scores(
     (300, 3)
     """
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99)
-    tap = LayerTap(model, layers, device, mask, call_index)
+    tap = LayerTap(model, layers, device, mask, call_index, make_resizer(resize, resize_by))
     sweep = Sweep({"": tap}, {"": loader}, rows=rows, forward=forward, progress=progress)
     check_repeatable(sweep)
     sweep.remember()

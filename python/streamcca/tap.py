@@ -6,13 +6,14 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from streamcca.eager import EAGER
 from streamcca.errors import InputError, LayerError, StreamCCAWarning
 from streamcca.layers import Layers, glob_pattern, select_layers, selectors_of, unwrapped
 from streamcca.masks import Mask, MaskFinder, Masks
+from streamcca.resize import Resizer
 from streamcca.rows import Grid, Way, features_axis, grid_of, output_tensor, padded, rows_in_place, to_rows
 from streamcca.stream import LayerStreams
 from streamcca.views import check_device
@@ -121,6 +122,7 @@ class LayerTap:
         device: str | None = None,
         mask: Mask = "auto",
         call_index: CallIndex = None,
+        resizer: Resizer | None = None,
     ) -> None:
         check_device(device)
         check_call_index(call_index)
@@ -136,6 +138,9 @@ class LayerTap:
         self._selectors = selectors_of(layers)
         self._device = device
         self._masks = MaskFinder(model, mask)
+        self._resizer = resizer
+        if resizer is not None:
+            resizer.sources.append(self._map_sizes)
         self._forward = _Forward()
         self._handles: list[Any] = []
 
@@ -212,22 +217,27 @@ class LayerTap:
             grid = grid_of(tensor, axis)
             if valid is None:
                 valid = self._valid_tokens(name, tensor, grid)
-            if self._device is not None:
+            # Before the size is looked up: once it is decided what a row is, the size is known.
+            whole = name not in self.ways
+            tensor, grid = self._resized(name, tensor, grid)
+            if self._device is not None and not (whole and self._resizer):  # maps are resized where they are
                 tensor = tensor.to(self._device)
             # Copied or counted at once: a following in-place operation must not reach the rows.
-            self._forward.outputs.setdefault(name, []).append(self._output(name, tensor, grid, valid))
+            kept = _Output(tensor.clone(), grid, valid, whole=True) if whole else self._rows(name, tensor, grid, valid)
+            self._forward.outputs.setdefault(name, []).append(kept)
 
         return record
 
-    def _output(self, name: str, tensor: Tensor, grid: Grid, valid: Tensor | None) -> _Output:
-        if name not in self.ways:
-            return _Output(tensor.clone(), grid, valid, whole=True)
+    def _rows(self, name: str, tensor: Tensor, grid: Grid, valid: Tensor | None) -> _Output:
         way = self.ways[name]
         if not self._forward.streaming or self.streams is None:
             return _Output(to_rows(name, tensor, grid, way, valid), grid, valid, whole=False)
         rows = rows_in_place(tensor, grid) if way == "each" and valid is None else None
         self.streams.add(name, to_rows(name, tensor, grid, way, valid) if rows is None else rows)
         return _Output(None, grid, valid, whole=False)
+
+    def _resized(self, name: str, tensor: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        return (tensor, grid) if self._resizer is None else self._resizer.apply(name, tensor, grid)
 
     def _valid_tokens(self, name: str, tensor: Tensor, grid: Grid) -> Tensor | None:
         if self._forward.masks is None or grid.kind == "positions":
@@ -266,6 +276,18 @@ class LayerTap:
             A layer that was asked for by name ran more than once, or has no call of the wanted number.
         """
         outputs = self._forward.outputs
+        self._line_up(outputs)
+        if self._resizer is not None:
+            self._resizer.settle()
+            for name, calls in outputs.items():
+                outputs[name] = [self._resized_call(name, call) for call in calls]
+        for name, calls in outputs.items():
+            self.grids.setdefault(name, calls[0].grid)
+        self.called.update(outputs)
+        return {name: self.grids[name] for name in outputs}
+
+    def _line_up(self, outputs: dict[str, list[_Output]]) -> None:
+        """Choose calls, and leave out layers that ran more than once. Twice is as good as once."""
         self._choose_calls(outputs)
         for name in [name for name, calls in outputs.items() if len(calls) > 1 and len(self.modules) > 1]:
             if name in self._selectors:
@@ -276,10 +298,18 @@ class LayerTap:
                 )
             self.repeated.add(name)
             del outputs[name]
-        for name, calls in outputs.items():
-            self.grids.setdefault(name, calls[0].grid)
-        self.called.update(outputs)
-        return {name: self.grids[name] for name in outputs}
+
+    def _map_sizes(self) -> list[tuple[int, ...]]:
+        """Sizes of the maps that the last forward brought, of the layers that count."""
+        outputs = self._forward.outputs
+        self._line_up(outputs)
+        return [call.grid.size for calls in outputs.values() for call in calls if call.grid.kind == "positions"]
+
+    def _resized_call(self, name: str, call: _Output) -> _Output:
+        if call.tensor is None:
+            return call
+        tensor, grid = self._resized(name, call.tensor, call.grid)
+        return replace(call, tensor=tensor, grid=grid)
 
     @property
     def streaming(self) -> bool:
@@ -304,10 +334,16 @@ class LayerTap:
         result: dict[str, Tensor] = {}
         for name, calls in outputs.items():
             way = self.ways.get(name, "each")  # a layer that is new now is refused with a better sentence later
-            tensors = [(x, x.tensor) for x in calls if x.tensor is not None]
-            rows = [to_rows(name, t, x.grid, way, x.valid) if x.whole else t for x, t in tensors]
+            rows = [self._rows_of(name, x, x.tensor, way) for x in calls if x.tensor is not None]
             result[name] = rows[0] if len(rows) == 1 else torch.cat(rows)
         return result
+
+    def _rows_of(self, name: str, call: _Output, tensor: Tensor, way: Way) -> Tensor:
+        if not call.whole:
+            return tensor
+        if self._device is not None:
+            tensor = tensor.to(self._device)
+        return to_rows(name, tensor, call.grid, way, call.valid)
 
     def report_silent(self) -> tuple[str, ...]:
         """Return the layers without rows; raise for those asked for by name, warn for the rest.

@@ -12,6 +12,7 @@ from streamcca.errors import InputError, LayerError, StreamCCAWarning
 from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Moments, NonFinite, Precision
+from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.rows import Rows, check_equal_counts, check_rows, choose_ways, describe_rows
 from streamcca.stream import LayerStreams
 from streamcca.tap import CallIndex, Hook, LayerTap
@@ -41,11 +42,13 @@ class Watch:
         rows: Rows,
         mask: Mask,
         call_index: CallIndex,
+        resize: Resize,
+        resize_by: ResizeBy,
         device: str | None,
         options: dict[str, Any],
     ) -> None:
         check_rows(rows)
-        self._tap = LayerTap(model, layers, device, mask, call_index)
+        self._tap = LayerTap(model, layers, device, mask, call_index, make_resizer(resize, resize_by))
         self._model = self._tap.model
         self._rows: Rows = rows
         self._options = options
@@ -161,14 +164,19 @@ class Watch:
 
     @property
     def rows(self) -> str:
-        """What a row is: 'samples', 'positions', 'tokens', samples averaged over them, and so on."""
+        """What a row is: 'samples', 'positions', 'tokens', samples averaged over them, and so on.
+
+        Here stands what 'auto' chose, and how maps were resized.
+        """
         ways = self._tap.ways
         if not ways:
             raise InputError("nothing was watched yet; run the model inside the with block first")
         return describe_rows({name: self._tap.grids[name] for name in ways}, ways)
 
     def __repr__(self) -> str:
-        return f"Watch({len(self.layers)} layers, rows={max(self.counts.values())})"
+        if not self._tap.ways:
+            return f"Watch({len(self.layers)} layers, no rows yet)"
+        return f"Watch({len(self.layers)} layers, {max(self.counts.values())} rows: {self.rows})"
 
 
 def _each_for_itself(layers: int, call_index: CallIndex, options: Mapping[str, Any]) -> bool:
@@ -200,6 +208,8 @@ def watch(
     *,
     mask: Mask = "auto",
     call_index: CallIndex = None,
+    resize: Resize = None,
+    resize_by: ResizeBy = "fourier",
     pairs: Pairs = "all",
     precision: Precision = "auto",
     nonfinite: NonFinite = "raise",
@@ -234,6 +244,13 @@ def watch(
     call_index : int or mapping, optional
         Which call of a layer that runs more than once in a forward: 0 is the first, -1 the last. A mapping gives
         layers, by name or glob, numbers of their own; the first match counts.
+    resize : None, 'smallest' or tuple of int
+        Size that the maps of all layers with positions get before they become rows, so that 'auto' keeps positions of
+        layers whose sizes differ: one number for each spatial axis, or 'smallest', the smallest size along each axis
+        that the watched layers have in the first forward. Maps only become smaller. Other outputs stay as they are.
+    resize_by : 'fourier', 'average' or 'bilinear'
+        The lowest frequencies, as in the SVCCA paper; averages over areas; or antialiased linear interpolation.
+        'fourier' puts the new positions where strided convolutions put theirs, the others in the middle of areas.
     pairs, precision, nonfinite, threads
         As in `Moments`. With ``pairs='self'`` each layer is for itself: its rows are counted straight from its output,
         at the cost of the arithmetic alone, and layers may have different numbers of rows (``.layer_moments``).
@@ -249,7 +266,7 @@ def watch(
     ------
     LayerError
         No layer matches; a layer asked for by name was never called (at the end), or ran in some forwards
-        only, or more than once in one; the model is a DataParallel.
+        only, or more than once in one; maps would have to grow; the model is a DataParallel.
 
     Notes
     -----
@@ -273,4 +290,4 @@ def watch(
     {'0': 48, '2': 48}
     """
     options = {"pairs": pairs, "precision": precision, "nonfinite": nonfinite, "threads": threads}
-    return Watch(model, layers, rows, mask, call_index, device, options)
+    return Watch(model, layers, rows, mask, call_index, resize, resize_by, device, options)
