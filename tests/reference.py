@@ -76,3 +76,24 @@ def lowpass(x, size):
         assert np.abs(matrix.imag).max() < 1e-12
         x = np.moveaxis(np.tensordot(matrix.real, x, axes=(1, axis)), 0, axis)
     return x
+
+
+def frequency_correlations(x, y, rule="full", value=None):
+    """Dictionaries from each frequency to its canonical correlations and both ranks, by complex SVD of whole data."""
+    size = tuple(min(a, b) for a, b in zip(x.shape[2:], y.shape[2:], strict=True))
+    axes = tuple(range(2, x.ndim))
+    x, y = (np.fft.fftn(lowpass(v, size), axes=axes) for v in (x, y))
+    rho, ranks = {}, {}
+    for f in np.ndindex(*size):
+        bases = []
+        for v in (x, y):
+            rows = v[(slice(None), slice(None), *f)]
+            u, s, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+            if rule == "full":
+                k = int(np.sum(s > 1e-10 * s[0]))
+            else:
+                k = value if rule == "rank" else kept_rank(s, rule, value)
+            bases.append(u[:, :k])
+        rho[f] = np.clip(np.linalg.svd(bases[0].conj().T @ bases[1], compute_uv=False), 0, 1)
+        ranks[f] = bases[0].shape[1], bases[1].shape[1]
+    return rho, ranks

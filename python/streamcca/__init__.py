@@ -32,6 +32,7 @@ from streamcca.errors import (
     StreamCCAWarning,
     UnderdeterminedError,
 )
+from streamcca.fourier import FourierResult, svcca_fourier
 from streamcca.many import ModelComparison
 from streamcca.moments import Moments
 from streamcca.plan import Plan, plan
@@ -54,6 +55,7 @@ __all__ = [
     "svcca",
     "cca",
     "pwcca",
+    "svcca_fourier",
     "compare",
     "subspace_scores",
     "plan",
@@ -67,6 +69,7 @@ __all__ = [
     "SubspaceScores",
     "Curves",
     "Plan",
+    "FourierResult",
     "Subspace",
     "Truncation",
     "Rule",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamcca.errors import LayerError
+from streamcca.errors import InputError, LayerError
 from streamcca.results import CCAResult, LayerComparison
 from streamcca.significance import null_edges
 from streamcca.store import write_atomically
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from streamcca.dynamics import Curves
+    from streamcca.fourier import FourierResult
     from streamcca.many import ModelComparison
 
 
@@ -172,4 +173,61 @@ def plot_spectrum(result: CCAResult, ax: Axes | None = None, label: str | None =
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     # Above the band of chance, unless that fills the picture.
     ax.legend(loc="lower left", bbox_to_anchor=(0, high / 1.02 if high < 0.6 else 0), fontsize=9)
+    return figure, ax
+
+
+def plot_frequencies(result: FourierResult, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Draw the similarity of each spatial frequency, zero in the middle; gray where a side has no signal.
+
+    Returns
+    -------
+    (Figure, Axes)
+
+    Raises
+    ------
+    InputError
+        The maps have three axes.
+    """
+    values = np.fft.fftshift(result.per_frequency)
+    if values.ndim == 3:
+        raise InputError("plot: maps with three axes have no picture; take per_frequency, an array of three axes")
+    title = f"SVCCA per frequency ({result.truncation}), mean {result.mean:.3f}, n = {result.n}"
+    if values.ndim == 1:
+        return _line_of_frequencies(result, values, title, ax)
+    height, width = values.shape
+    figure, ax = _axes(ax, (2.2 + 3.2 * min(2.0, max(0.8, width / height)), 4.0))
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    low, left = -(height // 2) - 0.5, -(width // 2) - 0.5
+    image = ax.imshow(
+        values,
+        origin="lower",
+        extent=(left, left + width, low, low + height),
+        vmin=0,
+        vmax=1,
+        cmap=colormaps["viridis"].with_extremes(bad="0.7"),
+        aspect="equal" if 0.5 <= width / height <= 2 else "auto",
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+    ax.set_xlabel("waves across the width")
+    ax.set_ylabel("waves across the height")
+    ax.set_title(title + ("\ngray: no signal" if np.isnan(values).any() else ""), fontsize=10)
+    bar = figure.colorbar(image, ax=ax)
+    bar.ax.axhline(result.null_mean, color="white", linewidth=2)
+    bar.ax.set_ylabel(f"similarity (white line: chance, {result.null_mean:.2f} on average)")
+    return figure, ax
+
+
+def _line_of_frequencies(result: FourierResult, values: Any, title: str, ax: Axes | None) -> tuple[Figure, Axes]:
+    figure, ax = _axes(ax, (5.5, 3.6))
+    index = np.arange(len(values)) - len(values) // 2
+    ax.plot(index, values, marker="o", markersize=3, label=f"mean {result.mean:.3f}")
+    ax.plot(index, np.fft.fftshift(result.null_means), color="0.6", label=f"chance, {result.null_mean:.3f} on average")
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("waves along the axis")
+    ax.set_ylabel("mean correlation")
+    ax.set_title(title, fontsize=10)
+    ax.legend(fontsize=9)
     return figure, ax

@@ -85,6 +85,19 @@ def null_mean(kx: int, ky: int, n: float) -> float:
     return _bulk_mean(few / freedom, many / freedom) + forced_ones(kx, ky, n) / few
 
 
+def complex_null_mean(kx: int, ky: int, n: float) -> float:
+    """Return what unrelated complex representations score, such as Fourier coefficients.
+
+    The squared correlations of complex Gaussian views with f = n - 1 degrees of freedom have the laws of real ones with
+    twice as many of everything: one direction the Beta law (many, f - many), many Wachter's law.
+    """
+    _check("null_mean", kx, ky, n)
+    twice = 2 * (n - 1) + 1
+    if min(kx, ky) == 1:
+        return null_mean(1, 2 * max(kx, ky), twice)
+    return null_mean(2 * kx, 2 * ky, twice)
+
+
 @functools.cache
 def _gauss_legendre() -> tuple[FloatArray, FloatArray]:
     return np.polynomial.legendre.leggauss(_NODES)
