@@ -14,9 +14,9 @@ import streamcca as sc
 WIDTH = 24
 
 
-def gpt2():
+def gpt2(seed=0):
     config = transformers.GPT2Config(n_layer=12, n_embd=WIDTH, n_head=2, n_positions=32, vocab_size=50)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return transformers.GPT2Model(config).eval(), [f"h.{i}" for i in range(12)]
 
 
@@ -69,19 +69,26 @@ def test_tokens_that_count_as_the_model_reports_them(make, side):
             np.testing.assert_allclose(w.moments.covariance(a, b), exact, atol=1e-6 * np.abs(exact).max())
 
 
-def test_all_layer_pairs_of_two_models_in_one_pass():
-    (a, layers), (b, _) = bert(0), bert(1)
-    batches = list(texts(60, "right"))
+@pytest.mark.parametrize(("make", "side"), [(gpt2, "left"), (bert, "right")])
+def test_all_layer_pairs_of_two_models_in_one_pass(make, side):
+    (a, layers), (b, _) = make(0), make(1)
+    # What the models themselves report: the last state of GPT-2 has gone through its final norm.
+    layers = ["drop", *layers[:-1], "ln_f"] if make is gpt2 else ["embeddings", *layers]
+    batches = list(texts(60, side))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sc.StreamCCAWarning)
-        c = sc.compare(a, b, batches, layers=["embeddings", *layers], precision="float64", variance=0.9)
+        c = sc.compare(a, b, batches, layers=layers, precision="float64", variance=0.9)
     assert c.matrix.shape == (13, 13)
-    x, y = hidden_states(a, batches), hidden_states(b, batches)
-    for i, j in ((0, 0), (3, 9), (12, 12)):
-        u, v = (_kept(states) for states in (x[i], y[j]))
-        exact = np.linalg.svd(u.T @ v, compute_uv=False).mean()
-        result = c[c.layers_a[i], c.layers_b[j]]
-        assert abs(result.mean - exact) < max(result.error_bound, 1e-5)  # the model computes in float32
+    assert c.strategy == "covariance"
+    assert c.n == sum(int(batch["attention_mask"].sum()) for batch in batches)
+    kept = [[_kept(states) for states in hidden_states(m, batches)] for m in (a, b)]
+    for i, u in enumerate(kept[0]):
+        for j, v in enumerate(kept[1]):
+            exact = np.linalg.svd(u.T @ v, compute_uv=False).mean()
+            cell = c.results[i][j]
+            assert (cell.rank_x, cell.rank_y) == (u.shape[1], v.shape[1])
+            assert abs(cell.mean - exact) <= cell.error_bound
+    assert c.error_bounds.max() < 1e-6
 
 
 def _kept(x):
