@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cases, files, machine, report
+from benchmarks import accuracy, cases, files, hooks, identification, machine, report
 
 
 def _count(text: str) -> int:
@@ -20,7 +20,7 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
-    known = ("covariance", "truncation", "svcca", "files", "accuracy", "readme")
+    known = ("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "readme")
     parser.add_argument("which", nargs="+", choices=known, metavar="WHICH", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
     parser.add_argument("--rounds", type=_count, help="rounds of a race (odd is best; 9, quick 3, files 3)")
@@ -40,6 +40,15 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
         widths = (96,) if args.quick else (512, 4096)
         rounds = args.rounds or (1 if args.quick else 9)
         return [r for width in widths for r in accuracy.run_accuracy(1024 if args.quick else 8192, width, rounds)]
+    if which == "hooks":
+        result = hooks.run_hooks(8 if args.quick else 256, 32 if args.quick else 64, args.rounds or 9)
+        print(hooks.format_hooks(result), flush=True)
+        return [result]
+    if which == "identification":
+        size = {"nets": 2, "depth": 3, "epochs": 1} if args.quick else {}
+        results = identification.run_identification(**size)
+        print("\n".join(report.identification_markdown([{"benchmark": which, **r} for r in results])), flush=True)
+        return results
     chosen = [case for case in cases.cases(which, args.quick) if args.only in case.name]
     if not chosen:
         raise SystemExit(f"--only: no case of {which} has {args.only!r} in its name")

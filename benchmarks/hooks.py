@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from functools import partial
 from statistics import median
 from typing import Any
 
 from benchmarks.resnet import resnet18
+from streamcca._backend import state_bytes
+from streamcca._memory import peak_resident, reset_peak
 
 _BAR = 1.15
 
@@ -16,6 +19,17 @@ def _seconds(run: Any) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def _memory(model: Any, batch: Any, watch: Any, widths: list[int]) -> dict[str, int]:
+    """Peak of a watched forward over that of a plain one; the moments are there already, their size is told apart."""
+    peaks = []
+    for context in (contextlib.nullcontext(), watch):
+        resident = reset_peak()
+        with context:
+            model(batch)
+        peaks.append(peak_resident() - resident)
+    return {"beyond": peaks[1] - peaks[0], "moments": sum(state_bytes([width], [(0, 0)]) for width in widths)}
 
 
 def _update(moments: dict[str, Any], rows: dict[str, Any]) -> None:
@@ -62,6 +76,7 @@ def run_hooks(images: int = 256, size: int = 64, rounds: int = 9) -> dict[str, A
             x = rows[name].double().numpy()
             error = np.abs(watch.layer_moments[name].covariance(name, ddof=0) - np.cov(x, rowvar=False, ddof=0)).max()
             assert error < 1e-5 * np.abs(x).max() ** 2, (name, error)
+        memory = _memory(model, batch, watch, [x.shape[1] for x in rows.values()])
         for _ in range(rounds):
             times["plain forward"].append(_seconds(partial(model, batch)))
             with watch:
@@ -70,14 +85,20 @@ def run_hooks(images: int = 256, size: int = 64, rounds: int = 9) -> dict[str, A
                 if not times[f"updates, {kind}"]:
                     _update(alone[kind], source)
                 times[f"updates, {kind}"].append(_seconds(partial(_update, alone[kind], source)))
+    return _result(
+        f"{len(convolutions)} convolutions of a net like ResNet-18, {images} images {size} x {size}", times, memory
+    )
+
+
+def _result(case: str, times: dict[str, list[float]], memory: dict[str, int]) -> dict[str, Any]:
     spent = [w - p for w, p in zip(times["watched forward"], times["plain forward"], strict=True)]
     factor = median(s / u for s, u in zip(spent, times["updates, rows"], strict=True))
     factor_maps = median(s / u for s, u in zip(spent, times["updates, maps"], strict=True))
     return {
-        "case": f"{len(convolutions)} convolutions of a net like ResNet-18, {images} images {size} x {size}",
+        "case": case,
         "seconds": {name: median(values) for name, values in times.items()},
         "times": times,
-        "rows": {name: len(x) for name, x in rows.items()},
+        "memory": memory,
         "of_updates": factor,
         "of_updates_where_they_lie": factor_maps,
         "bars": [_verdict(factor)],
@@ -95,5 +116,9 @@ def format_hooks(result: dict[str, Any]) -> str:
     lines.append(
         f"  watching adds {result['of_updates']:.2f} x the updates on rows, "
         f"{result['of_updates_where_they_lie']:.2f} x those on the maps where they lie"
+    )
+    moments, beyond = (result["memory"][key] / 2**20 for key in ("moments", "beyond"))
+    lines.append(
+        f"  memory beyond the plain forward: {beyond:.1f} MiB more at the peak, and moments of {moments:.1f} MiB"
     )
     return "\n".join(lines)

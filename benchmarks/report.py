@@ -163,6 +163,17 @@ def accuracy_markdown(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def identification_markdown(results: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table of layer identification in docs/measures.md."""
+    lines = _table(
+        "measure, rule, rows", "layers identified", "mean similarity of corresponding layers", "chance level"
+    )
+    for result in _of(results, "identification"):
+        numbers = (f"{result['identified']:.0%}", f"{result['similarity']:.2f}", f"{result['chance']:.2f}")
+        lines.append(_row(result["case"], *numbers))
+    return lines
+
+
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Percent of the multiply-add peak against the width, one line per contender."""
     from matplotlib.figure import Figure
