@@ -12,6 +12,7 @@ import numpy as np
 from streamcca import store
 from streamcca._backend import Accumulator, FloatArray, Rounding, state_bytes
 from streamcca._memory import check_memory
+from streamcca.batches import check_name, check_names, checked_ids, checked_weights, first_rows
 from streamcca.errors import InputError, ProcessError, StateFileError
 from streamcca.views import (
     Pairs,
@@ -19,9 +20,7 @@ from streamcca.views import (
     check_option,
     checked_threads,
     checked_views,
-    checked_weights,
     pair_list,
-    unknown_name,
 )
 
 Precision = Literal["auto", "float32", "float64"]
@@ -123,6 +122,7 @@ class Moments:
         *,
         weights: Any = None,
         ids: Any = None,
+        valid_rows: int | None = None,
         **arrays: Any,
     ) -> None:
         """Add one batch of rows.
@@ -138,6 +138,9 @@ class Moments:
         ids : array (n,) of int, or mapping of str to such arrays, optional
             Row identities. Given per view they must agree row by row, which catches loaders that
             shuffle differently; a running checksum of each view is kept in `ids_checksum`.
+        valid_rows : int, optional
+            Only the first so many rows of the batch count, with their weights and ids: the rest is padding,
+            or repeats samples that another process counts.
 
         Raises
         ------
@@ -151,48 +154,16 @@ class Moments:
                 f"update: got {type(batch).__name__}, expected a mapping from view to rows, or rows by keyword: "
                 f"update({next(iter(self._views))}=rows)"
             )
-        given = {**(batch or {}), **arrays}
+        given: Mapping[str, Any] = {**(batch or {}), **arrays}
         if given.keys() != self._views.keys():
-            self._refuse_names(given)
-        checksums = self._checked_ids(ids, given)
-        self._core.update([given[name] for name in self._views], checked_weights(weights))
-        self._ids_checksum.update(checksums)
-
-    def _refuse_names(self, given: Mapping[str, Any]) -> None:
-        missing = [name for name in self._views if name not in given]
-        if missing:
-            raise InputError(
-                f"update: got no rows for view {missing[0]!r}; every batch must hold all views "
-                f"({', '.join(map(repr, self._views))})"
-            )
-        self._check_view(next(name for name in given if name not in self._views))
-
-    def _checked_ids(self, ids: Any, given: Mapping[str, Any]) -> dict[str, int]:
-        if ids is None:
-            return {}
-        per_view = ids if isinstance(ids, Mapping) else dict.fromkeys(self._views, ids)
-        result: dict[str, int] = {}
-        first: tuple[str, np.ndarray[Any, Any]] | None = None
-        for name, values in per_view.items():
-            self._check_view(name)
-            array = np.asarray(values)
-            if array.dtype.kind not in "iu" or array.shape != (len(given[name]),):
-                raise InputError(
-                    f"ids of view {name!r}: got {array.dtype} of shape {array.shape}, expected one integer for "
-                    f"each of the {len(given[name])} rows"
-                )
-            array = np.ascontiguousarray(array, dtype="<i8")
-            if first is None:
-                first = (name, array)
-            elif not np.array_equal(array, first[1]):
-                row = int(np.flatnonzero(array != first[1])[0])
-                raise InputError(
-                    f"ids of views {first[0]!r} and {name!r} differ first in row {row} of the batch "
-                    f"({first[1][row]} and {array[row]}); give both views the same samples in the same order "
-                    "(one loader, or shuffle=False)"
-                )
-            result[name] = zlib.crc32(array.tobytes(), self._ids_checksum.get(name, 0))
-        return result
+            check_names(given, self._views)
+        weights = checked_weights(weights)
+        row_ids = checked_ids(ids, given, self._views)
+        if valid_rows is not None:
+            given, weights, row_ids = first_rows(valid_rows, given, weights, row_ids)
+        self._core.update([given[name] for name in self._views], weights)
+        for name, values in row_ids.items():
+            self._ids_checksum[name] = zlib.crc32(values.tobytes(), self._ids_checksum.get(name, 0))
 
     def merge(self, other: Moments) -> None:
         """Add all rows of `other`, as if they had been rows of this object.
@@ -272,7 +243,7 @@ class Moments:
 
     def mean(self, view: str) -> FloatArray:
         """Return the mean row (width,) of a view, float64."""
-        self._check_view(view)
+        check_name(view, self._views)
         self._check_rows(0)
         return self._core.mean(list(self._views).index(view))
 
@@ -294,8 +265,8 @@ class Moments:
 
     def _covariance(self, view: str, other: str, ddof: float = 1) -> tuple[FloatArray, Rounding]:
         """Covariance and, for a view with itself, what describes its rounding."""
-        self._check_view(view)
-        self._check_view(other)
+        check_name(view, self._views)
+        check_name(other, self._views)
         self._check_rows(ddof)
         if (view, other) in self._pairs:
             return self._core.covariance(self._pairs.index((view, other)), ddof)
@@ -306,10 +277,6 @@ class Moments:
             f"the covariance of {view!r} and {other!r} was not accumulated; construct Moments with "
             f"pairs='all' or with ({view!r}, {other!r}) among the pairs"
         )
-
-    def _check_view(self, view: str) -> None:
-        if not isinstance(view, str) or view not in self._views:
-            raise InputError(unknown_name("view", view, self._views))
 
     def _check_rows(self, ddof: float) -> None:
         if isinstance(ddof, bool) or not isinstance(ddof, int | float | np.number) or not np.isfinite(ddof):

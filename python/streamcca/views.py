@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from streamcca._backend import FloatArray
 from streamcca.errors import DeviceError, InputError
 
 _MOST_THREADS = 1024
@@ -87,18 +86,3 @@ def checked_threads(threads: object) -> int | None:
             f"threads: got {threads!r}, expected an integer from 1 to {_MOST_THREADS}, or None for all cores"
         )
     return int(threads)
-
-
-def checked_weights(weights: Any) -> FloatArray | None:
-    """Return row weights as float64, from anything that is a vector of real numbers."""
-    if weights is None:
-        return None
-    if hasattr(weights, "detach"):  # torch: NumPy knows no bfloat16 and no autograd
-        weights = weights.detach().double().cpu()
-    try:
-        array = np.asarray(weights)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"weights: {error}; pass one number a row") from None
-    if array.dtype.kind not in "fiub" or array.ndim != 1:
-        raise InputError(f"weights: got {array.dtype} of shape {array.shape}, expected one real number a row")
-    return array.astype(np.float64)
