@@ -15,7 +15,7 @@ import pytest
 
 import streamcca as sc
 
-LATE = ("torch", "matplotlib", "scipy.linalg", "cupy", "sklearn", "safetensors", "tqdm")
+LATE = ("torch", "matplotlib", "scipy.linalg", "cupy", "sklearn", "safetensors", "tqdm", "dask")
 
 
 def python(code, **environment):

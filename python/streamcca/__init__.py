@@ -7,6 +7,7 @@ turn the moments into similarities that come with their error bound and their ch
 # Every name is bound here, after its module: `watch` and `compare` are functions, although modules bear the
 # same names. torch, matplotlib and scipy.linalg are imported where they are first needed.
 from streamcca._backend import VERSION as __version__
+from streamcca.accumulate import accumulate
 from streamcca.callbacks import lightning_callback, trainer_callback
 from streamcca.cca import cca, pwcca, svcca
 from streamcca.compare import compare
@@ -51,6 +52,7 @@ __all__ = [
     "Dynamics",
     "lightning_callback",
     "trainer_callback",
+    "accumulate",
     # numbers out
     "svcca",
     "cca",

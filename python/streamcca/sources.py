@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -228,21 +228,41 @@ def accumulate_sources(sources: list[RowSource], progress: Any, **options: Any) 
     return moments
 
 
-def _accumulate_batches(batches: Iterable[Any], progress: Any, **options: Any) -> Moments:
+def accumulate_arrays(arrays: Mapping[str, Any], progress: Any, **options: Any) -> Moments:
+    """Stream aligned arrays, memory maps or files, one for each view; files are closed again."""
+    sources: list[RowSource] = []
+    try:
+        for name, array in arrays.items():
+            sources.append(open_source(array, name))
+        return accumulate_sources(sources, progress, **options)
+    finally:
+        for source in sources:
+            if isinstance(source, NpyFile):
+                source.close()
+
+
+def accumulate_batches(
+    batches: Iterable[Any], views_of: Callable[[int, Any], Mapping[str, Any]], progress: Any, **options: Any
+) -> Moments:
+    """Stream batches, which `views_of` turns into mappings from view to rows."""
     moments: Moments | None = None
     with progress_bar(progress, None, "row", "accumulate") as bar:
         for i, batch in enumerate(batches):
-            if isinstance(batch, Mapping) or not hasattr(batch, "__len__") or len(batch) != 2:
-                raise InputError(f"batch {i}: got {type(batch).__name__}, expected a pair (x, y) of arrays")
-            x, y = batch
+            views = views_of(i, batch)
             if moments is None:
-                views = {name: ArraySource(array, name).width for name, array in (("x", x), ("y", y))}
-                moments = Moments(views, **options)
-            moments.update(x=x, y=y)
-            bar.update(len(x))
+                moments = Moments({name: ArraySource(array, name).width for name, array in views.items()}, **options)
+            moments.update(views)
+            bar.update(len(next(iter(views.values()))))
     if moments is None:
-        raise InputError("the iterable of batches is empty; expected pairs (x, y) of arrays with at least one row")
+        raise InputError("the iterable of batches is empty; expected at least one batch of rows")
     return moments
+
+
+def pair_of(i: int, batch: Any) -> Mapping[str, Any]:
+    """Return the views of a batch that is a pair of arrays."""
+    if isinstance(batch, Mapping) or not hasattr(batch, "__len__") or len(batch) != 2:
+        raise InputError(f"batch {i}: got {type(batch).__name__}, expected a pair (x, y) of arrays")
+    return dict(zip("xy", batch, strict=True))
 
 
 def moments_of(
@@ -263,17 +283,9 @@ def moments_of(
         and isinstance(data[0], Iterable)
         and not isinstance(data[0], str)
     ):
-        moments = _accumulate_batches(data[0], progress, **options)
+        moments = accumulate_batches(data[0], pair_of, progress, **options)
     elif len(data) == 2:
-        sources: list[RowSource] = []
-        try:
-            for array, name in zip(data, ("x", "y"), strict=True):
-                sources.append(open_source(array, name))
-            moments = accumulate_sources(sources, progress, **options)
-        finally:
-            for source in sources:
-                if isinstance(source, NpyFile):
-                    source.close()
+        moments = accumulate_arrays(dict(zip("xy", data, strict=True)), progress, **options)
     else:
         raise InputError(
             "data: expected (moments, 'a', 'b'), two arrays or .npy paths (X, Y), or one iterable of (x, y) batches"
