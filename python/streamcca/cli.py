@@ -12,9 +12,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamcca.errors import InputError, StreamCCAError, StreamCCAWarning
+
+if TYPE_CHECKING:
+    from streamcca.moments import Moments
 
 FINE, FAILED, USAGE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -43,6 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--allow-underdetermined", action="store_true")
     compare.add_argument("--allow-inaccurate", action="store_true")
     _common(compare)
+
+    merge = commands.add_parser("merge", help="add up files of Moments.save, such as those of an array job")
+    merge.add_argument("out", metavar="OUT", help="the file to write")
+    merge.add_argument("files", metavar="IN", nargs="+", help="files to add, in this order")
+    merge.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    merge.add_argument("--threads", type=_count)
+    _common(merge)
 
     demo = commands.add_parser("demo", help="train two small convnets on digits and compare all their layers")
     demo.add_argument(
@@ -145,6 +155,64 @@ def _check_picture(path: str) -> None:
         raise InputError(f"--plot: {path} cannot be written; choose another name")
 
 
+def _merge(args: argparse.Namespace) -> int:
+    from streamcca.moments import Moments
+    from streamcca.sources import progress_bar
+
+    _check_merge(args.out, args.files, args.force)
+    first, *others = args.files
+    with progress_bar(_progress(args), len(args.files), "file", "merge") as bar:
+        total = Moments.load(first, threads=args.threads)
+        bar.update(1)
+        for path in others:
+            part = Moments.load(path, threads=args.threads)
+            _check_same(path, part, first, total)
+            total.merge(part)
+            bar.update(1)
+    total.save(args.out)
+    data = {
+        "out": args.out,
+        "files": len(args.files),
+        "n": total.n,
+        "rows": total.rows,
+        "skipped": total.skipped,
+        "views": total.views,
+        "precision": total.precision,
+    }
+    _print(args, data, f"{args.out}: {total!r} from {len(args.files)} files")
+    return FINE
+
+
+def _check_merge(out: str, files: Sequence[str], force: bool) -> None:
+    """Find out what would go wrong at the end, or count rows twice, before files are read."""
+    seen: set[Path] = set()
+    for path in files:
+        if Path(path).resolve() in seen:
+            raise InputError(f"merge: {path} is given twice; its rows would count twice, so name each file once")
+        seen.add(Path(path).resolve())
+    if Path(out).resolve() in seen:
+        raise InputError(
+            f"merge: {out} is both the file to write and one to read; its rows would count again the next time, so "
+            "choose another name"
+        )
+    if not Path(out).resolve().parent.is_dir():
+        raise InputError(f"merge: there is no folder {Path(out).resolve().parent}; make it first")
+    if Path(out).exists() and not force:
+        raise InputError(f"merge: {out} exists; choose another name, or pass --force to replace it")
+
+
+def _check_same(path: str, part: Moments, first: str, total: Moments) -> None:
+    from streamcca.views import excerpts
+
+    for what, got, expected in (("views", part.views, total.views), ("pairs", part.pairs, total.pairs)):
+        if str(got) != str(expected):  # in the same order, too
+            got_text, expected_text = excerpts(str(got), str(expected))
+            raise InputError(
+                f"{path}: has {what} {got_text}, expected {expected_text} as in {first}; merge files that were "
+                "accumulated alike"
+            )
+
+
 def _demo(args: argparse.Namespace) -> int:
     from streamcca.demo import format_demo, run_demo
 
@@ -186,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return USAGE
-    command = {"compare": _compare, "demo": _demo, "doctor": _doctor}[args.command]
+    command = {"compare": _compare, "merge": _merge, "demo": _demo, "doctor": _doctor}[args.command]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", StreamCCAWarning)

@@ -26,6 +26,17 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     return f"there is no {kind} {name!r}; there are {', '.join(map(repr, names[:12]))}{more}"
 
 
+def excerpts(got: str, expected: str, most: int = 120) -> tuple[str, str]:
+    """Cut two long texts to where they differ."""
+    alike = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), 0)
+    start = max(0, alike - most // 3)
+
+    def cut(text: str) -> str:
+        return ("... " if start else "") + text[start : start + most] + (" ..." if len(text) > start + most else "")
+
+    return cut(got), cut(expected)
+
+
 def check_device(device: str | None) -> None:
     """Refuse a device that this build has no kernels for."""
     if device in (None, "cpu"):
