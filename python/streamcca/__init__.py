@@ -11,6 +11,7 @@ from streamcca.accumulate import accumulate
 from streamcca.callbacks import lightning_callback, trainer_callback
 from streamcca.cca import cca, pwcca, svcca
 from streamcca.compare import compare
+from streamcca.distributed import all_reduce
 from streamcca.dynamics import Curves, Dynamics
 from streamcca.errors import (
     AccuracyError,
@@ -53,6 +54,7 @@ __all__ = [
     "lightning_callback",
     "trainer_callback",
     "accumulate",
+    "all_reduce",
     # numbers out
     "svcca",
     "cca",
