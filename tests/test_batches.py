@@ -74,3 +74,15 @@ def test_repeated_samples_of_a_distributed_sampler(rows, shuffle):
     assert total.n == rows
     assert total.mean("a")[0] == (rows - 1) / 2
     assert total.covariance("a", ddof=0)[0, 0] == pytest.approx((rows**2 - 1) / 12, rel=1e-14)
+
+
+def test_rows_in_samples_have_an_id_each():
+    m = sc.Moments({"x": 3})
+    x = np.arange(24.0).reshape(2, 4, 3)
+    m.update(x=x, ids=np.arange(8))
+    assert m.rows == 8
+    with pytest.raises(sc.InputError, match="each of the 8 rows"):
+        m.update(x=x, ids=np.arange(2))
+    with pytest.raises(sc.InputError, match="rows in samples"):
+        m.update(x=x, valid_rows=1)
+    assert m.rows == 8

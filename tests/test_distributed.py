@@ -283,8 +283,9 @@ def test_the_example_of_the_docs_under_torchrun(tmp_path, capsys):
         capture_output=True,
         text=True,
         timeout=120,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
     alone = "\n".join(line for line in code.splitlines() if "dist." not in line and "all_reduce" not in line)
     exec(compile(alone, "docs/distributed.md", "exec"), {"rank": 0, "size": 1})
     (two, bound, n), (one, its_bound, all_rows) = (

@@ -168,6 +168,19 @@ def test_a_folder_outlives_the_process(tmp_path):
     assert sc.Dynamics(first.model, data(300, 2), folder=tmp_path / "record").steps[-1] == 50
 
 
+def test_a_folder_of_another_record(tmp_path):
+    model = Net()
+    (tmp_path / "step-final.scores").write_text("not ours")
+    first = sc.Dynamics(model, data(200, 2), "a", rank=2, folder=tmp_path)
+    assert first.steps == ()
+    first.record(10)
+    for options, what in (({"layers": "b", "rank": 2}, "layers"), ({"layers": "a", "rank": 3}, "rule")):
+        with pytest.raises(sc.InputError, match=f"have {what} .*another folder"):
+            sc.Dynamics(model, data(200, 2), folder=tmp_path, **options).record(20)
+    with pytest.warns(sc.StreamCCAWarning, match="step 5 is recorded after step 10"):
+        first.record(5)
+
+
 def test_pictures():
     curves = recorded().curves("final")
     _, ax = curves.plot()

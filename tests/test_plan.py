@@ -18,7 +18,10 @@ def test_the_bill_is_what_the_moments_take():
     covariance = bill.routes[0]
     assert covariance.strategy == bill.strategy == "covariance"
     assert covariance.passes == bill.passes == 1
-    assert covariance.memory == bill.memory == state_bytes([300, 200, 100], pairs) + 4 * 8 * 300**2
+    assert covariance.memory == bill.memory
+    # The state, four matrices of the widest view for LAPACK, a tenth of the directions of each view twice.
+    kept = 2 * 8 * (300 * 30 + 200 * 20 + 100 * 10)
+    assert covariance.memory == state_bytes([300, 200, 100], pairs) + 4 * 8 * 300**2 + kept
     # All pairs are the upper triangle of one matrix of width 600.
     assert covariance.flops_per_row == 600 * 601
     assert bill.flops == 1000 * 600 * 601
@@ -45,7 +48,9 @@ def test_print():
     assert "<- taken" in text.splitlines()[2]
     assert "GFLOP for 5000 rows" in text
     assert "limit 1.00 GiB (memory=)" in text
-    assert "does not fit" in str(sc.plan({"a": 64, "b": 64}, memory=sc.plan({"a": 64, "b": 64}).routes[1].memory))
+    wide = {"a": 640, "b": 640}
+    assert "does not fit" in str(sc.plan(wide, memory=sc.plan(wide).routes[1].memory))
+    assert "billed for 7 directions kept" in str(sc.plan(wide, kept=7))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,9 @@ def test_print():
         ({"shapes": {"a": 0}}, "got 'a': 0"),
         ({"shapes": {"a": 3}, "strategy": "qr"}, "got 'qr'"),
         ({"shapes": {"a": 3}, "kept": 0}, "kept: got 0"),
+        ({"shapes": {"a": 3}, "kept": 1.5}, "kept: got 1.5"),
+        ({"shapes": {"a": 3}, "memory": "8GB"}, "memory: got '8GB'"),
+        ({"shapes": {"a": 3}, "n": -5}, "n: got -5"),
         ({"shapes": {"a": 3}, "pairs": [("a", "b")]}, "no view 'b'"),
     ],
 )
@@ -72,6 +80,15 @@ def test_the_bill_is_shown_before_it_starts(capsys):
     with pytest.warns(sc.AccuracyWarning):
         sc.compare(a, b, torch.randn(300, 8).split(100), layers="0", progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_the_rule_decides_what_is_billed():
+    """A full rule keeps everything, so the replay saves nothing; a rank is known beforehand."""
+    shapes = {f"{m}{i}": 400 for m in "ab" for i in range(6)}
+    covariance, replay = sc.plan(shapes, kept=1.0).routes
+    assert replay.memory > 0.9 * covariance.memory
+    few = sc.plan(shapes, kept=5).routes[1]
+    assert few.memory < replay.memory / 2
 
 
 def test_arithmetic_of_a_large_case_needs_no_memory():

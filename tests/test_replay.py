@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -97,25 +98,76 @@ def test_the_bound_covers_what_the_discarded_directions_say(rng):
 
 
 def test_memory_decides():
-    a, b = models()
-    data = list(torch.randn(300, 8).split(50))
-    assert sc.compare(a, b, data, layers=LAYERS).strategy == "covariance"
-    shapes = {f"{m}:{k}": d for m in "ab" for k, d in (("0", 20), ("1", 20), ("4", 3))}
+    torch.manual_seed(0)
+    widths = {"0": 700, "1": 700, "2": 600}
+    a, b = (nn.Sequential(nn.Linear(30, 700), nn.Tanh(), nn.Linear(700, 600)) for _ in "ab")
+    data = list(torch.randn(1000, 30).split(250))
+    options = {"rank": 20, "precision": "float64"}
+    one = sc.compare(a, b, data, **options)
+    assert one.strategy == "covariance"
+    shapes = {f"{m}:{k}": d for m in "ab" for k, d in widths.items()}
     cross = [(x, y) for x in shapes for y in shapes if x[0] == "a" and y[0] == "b"]
     own = [(x, x) for x in shapes]
-    bill = sc.plan(shapes, 300, pairs=own + cross)
-    routes = {route.strategy: route for route in bill.routes}
+    routes = {route.strategy: route for route in sc.plan(shapes, 1000, pairs=own + cross, kept=20).routes}
     assert routes["replay"].memory < routes["covariance"].memory
     between = (routes["replay"].memory + routes["covariance"].memory) // 2
-    r = sc.compare(a, b, data, layers=LAYERS, memory=between)
-    assert r.strategy == "replay"
+    two = sc.compare(a, b, data, memory=between, **options)
+    assert two.strategy == "replay"
+    np.testing.assert_allclose(two.matrix, one.matrix, atol=1e-9)
     with pytest.raises(sc.MemoryLimitError, match="read twice"):
-        sc.compare(a, b, iter(data), layers=LAYERS, memory=between)
+        sc.compare(a, b, iter(data), memory=between, **options)
     with pytest.raises(sc.MemoryLimitError, match="watch fewer or narrower layers"):
-        sc.compare(a, b, data, layers=LAYERS, memory=1000)
+        sc.compare(a, b, data, memory=1000, **options)
     with pytest.raises(sc.MemoryLimitError, match="strategy='replay' fits"):
-        sc.compare(a, b, data, layers=LAYERS, memory=between, strategy="covariance")
+        sc.compare(a, b, data, memory=between, strategy="covariance", **options)
+    # A full rule is billed for all directions, and a share of the variance is seen to keep more than was billed.
+    with pytest.raises(sc.MemoryLimitError, match="no route fits"):
+        sc.compare(a, b, data, memory=between, measure="cca")
+    noise = list(torch.randn(2000, 700).split(500))
+    a, b = nn.Sequential(nn.Identity(), nn.Identity()), nn.Sequential(nn.Identity(), nn.Identity())
+    shapes = {f"{m}:{k}": 700 for m in "ab" for k in "01"}
+    route = sc.plan(
+        shapes, pairs=[(x, x) for x in shapes] + [(x, y) for x in shapes for y in shapes if x < "b" < y]
+    ).routes[1]
+    with pytest.raises(sc.MemoryLimitError, match=r"replay: the rule keeps up to 6\d\d directions"):
+        sc.compare(a, b, noise, memory=route.memory, strategy="replay")
     assert hooks_of(a) == hooks_of(b) == 0
+
+
+@pytest.mark.parametrize("strategy", ["covariance", "replay"])
+def test_models_that_share_modules(strategy):
+    """The one is inside the other, which feeds it something else: each keeps the rows of its own call."""
+    torch.manual_seed(0)
+    backbone = mlp()
+
+    class Whole(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(torch.sin(3 * x))
+
+    data = list(torch.randn(500, 8).split(100))
+    options = {"precision": "float64", "strategy": strategy, "rank": 3}
+    want = sc.compare(backbone, Whole(copy.deepcopy(backbone)), data, "2", layers_b="inner.2", **options)
+    assert want["2", "inner.2"].mean < 0.9
+    for a, b, names in ((backbone, Whole(backbone), ("2", "inner.2")), (Whole(backbone), backbone, ("inner.2", "2"))):
+        got = sc.compare(a, b, data, names[0], layers_b=names[1], **options)
+        assert got[names].mean == pytest.approx(want["2", "inner.2"].mean, abs=1e-12)
+
+
+@pytest.mark.parametrize("measure", ["cca", "pwcca"])
+def test_the_full_rule_scales_neurons(measure, rng):
+    """Without a rule neurons have unit variances, and projections go through that scale."""
+    torch.manual_seed(0)
+    a, b = (nn.Sequential(nn.Linear(12, 9), nn.Tanh()) for _ in "ab")
+    with torch.no_grad():
+        a[0].weight *= torch.logspace(-2, 0, 9)[:, None]
+    data = list(torch.randn(500, 12).split(100))
+    one, two = both(a, b, data, layers="1", measure=measure, precision="float64")
+    np.testing.assert_allclose(two.matrix, one.matrix, atol=1e-11)
+    np.testing.assert_allclose(two["1", "1"].x_weights, one["1", "1"].x_weights, rtol=1e-6)
 
 
 def test_an_iterator_cannot_be_replayed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,8 @@ from test_watch import Recorder, convnet, hooks_of, mlp
 from torch import nn
 
 import streamcca as sc
+from streamcca import store
+from streamcca.sweep import checksum
 
 pytestmark = pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
 LAYERS = ["0", "2", "4"]
@@ -192,6 +195,118 @@ def test_checkpoints(tmp_path):
     with pytest.raises(sc.InputError, match="nothing is unpickled here"):
         sc.compare(model, [states["a"], tmp_path / "b.pt"], probe(), layers=LAYERS)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_state_of_the_model_itself_is_not_overwritten():
+    old, model = three()[:2]
+    states = {"old": old.state_dict(), "now": model.state_dict()}
+    got = sc.compare(model, states, probe(), layers=LAYERS, precision="float64")
+    want = sc.compare({"old": old, "now": copy.deepcopy(model)}, probe(), layers=LAYERS, precision="float64")
+    assert want.matrix[:, 0, 1].min() < 0.99
+    np.testing.assert_array_equal(got.matrix, want.matrix)
+    with pytest.raises(sc.InputError, match="got one state dict"):
+        sc.compare(model, model.state_dict(), probe(), layers=LAYERS)
+
+
+def test_names_of_scores():
+    a, b = (sc.subspace_scores(net, probe(), "0", rank=3) for net in three()[:2])
+    with pytest.raises(sc.InputError, match=r"same name \(model, model\)"):
+        sc.compare([a, b])
+    r = sc.compare({"first": a, "second": b})
+    assert r.names == ("first", "second")
+    assert r["first", "second"].matrix.shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rank": (3, 5)}, r"rank: got \(3, 5\), expected one integer"),
+        ({"nonfinite": "skip"}, "nonfinite: it is for two models"),
+        ({"memory": 10**9}, "memory: it is for two models"),
+        ({"strategy": "replay"}, "strategy: it is for two models"),
+        ({"layers_b": "0"}, "layers_b: it is for two models"),
+        ({"ridge": float("nan")}, "ridge: got nan"),
+        ({"ridge": True}, "ridge: got True"),
+    ],
+)
+def test_options_that_many_models_do_not_have(options, sentence):
+    with pytest.raises(sc.InputError, match=sentence):
+        sc.compare(three(), probe(), layers="0", **options)
+
+
+def test_ridges_must_agree():
+    net = three()[0]
+    a, b = (sc.subspace_scores(net, probe(), "0", name=str(r), rank=3, ridge=np.float32(r)) for r in (0, 0.5))
+    with pytest.raises(sc.InputError, match=r"ridges 0 and 0\.5"):
+        sc.compare(a, b)
+    with pytest.raises(sc.InputError, match="ridge: got -1"):
+        sc.compare(net, net, probe(), layers="0", ridge=-1)
+
+
+@dataclasses.dataclass
+class Batch:
+    texts: list
+    extra: object = None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["a", "b"], ["a", "c"]),
+        ({"x": 1}, {"y": 1}),
+        ({"x": 1}, {"x": 1.0}),
+        (Batch(["a"]), Batch(["b"])),
+        ([["a"], ["b"]], [["a", "b"]]),
+        (np.array(["a", "b"]), np.array(["a", "c"])),
+        (np.float32(1), np.float32(2)),
+        (torch.ones(2).to_sparse(), torch.zeros(2).to_sparse()),
+        (torch.complex(torch.ones(2), torch.ones(2)), torch.complex(torch.ones(2), torch.ones(2)).conj()),
+        (torch.ones(2, 3), torch.ones(3, 2)),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+        (torch.tensor(3), torch.tensor(4)),
+        (b"a", b"b"),
+        (None, 0),
+    ],
+)
+def test_checksums_tell_batches_apart(one, other):
+    assert checksum(one) == checksum(copy.deepcopy(one))
+    assert checksum(one) != checksum(other)
+
+
+def test_texts_are_part_of_the_probe():
+    model = mlp()
+
+    def forward(net, batch):
+        net(torch.tensor([[float(len(text))] * 8 for text in batch]))
+
+    a, b = (
+        sc.subspace_scores(model, [[c * k for k in range(1, 40)]], "0", name=c, rank=1, forward=forward) for c in "ab"
+    )
+    assert a.probe != b.probe
+    with pytest.raises(sc.ReplayError, match="other inputs"):
+        sc.compare(a, b)
+
+
+def test_a_file_whose_parts_do_not_fit(tmp_path):
+    s = sc.subspace_scores(mlp(), probe(), "0", rank=3)
+    s.save(tmp_path / "good")
+    state = store.read_state(tmp_path / "good", store.SCORES_FORMAT)
+    for change in (
+        lambda m, t: t.update({"scores.0": t["scores.0"][:-1]}),
+        lambda m, t: t.update({"scale.0": t["scale.0"] * np.nan}),
+        lambda m, t: t.update({"vectors.0": t["vectors.0"].ravel()}),
+        lambda m, t: m["layers"][0]["native"].update(width=0),
+        lambda m, t: m["layers"][0]["native"].update(width=-1),
+        lambda m, t: m["layers"][0]["native"].update(lowest_rank=9),
+        lambda m, t: m["layers"][0]["native"].pop("unit"),
+        lambda m, t: m.pop("rule"),
+        lambda m, t: m.update(version=2),
+    ):
+        meta, tensors = copy.deepcopy(state["meta"]), dict(state["tensors"])
+        change(meta, tensors)
+        store.write_state(tmp_path / "bad", {"meta": meta, "tensors": tensors}, store.SCORES_FORMAT)
+        with pytest.raises(sc.StateFileError, match="do not fit|got version 2"):
+            sc.SubspaceScores.load(tmp_path / "bad")
 
 
 def test_pictures_of_many_models():

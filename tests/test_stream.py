@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -11,6 +12,8 @@ from test_watch import Recorder, hooks_of, mlp
 from torch import nn
 
 import streamcca as sc
+from streamcca import _backend
+from streamcca.stream import LayerStreams
 
 LAYERS = ["0", "2", "4"]
 
@@ -104,8 +107,8 @@ def test_a_failed_forward_is_taken_back(trouble):
         model.trouble = trouble
         with pytest.raises(kind):
             model(x)
-        if not isinstance(trouble, KeyboardInterrupt):  # of which torch tells no hook
-            assert w.counts == {"a": 400, "b": 400}
+        assert w.counts == {"a": 400, "b": 400}
+        assert w.moments.rows == 400
         model.trouble = None
         model(x[400:])
         assert w.counts == {"a": 700, "b": 700}
@@ -218,12 +221,132 @@ def test_what_layers_share_stays_shared():
     assert w.moments.skipped == 2
 
 
+class Looking(nn.Module):
+    """Calls a function between two layers."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.conv, self.last, self.look = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 4, 1), look
+
+    def forward(self, x):
+        x = self.conv(x)
+        self.look()
+        return self.last(x)
+
+
 def test_no_copy_of_the_rows_is_kept():
     """Memory beyond the forward: the moments, and a block for each view."""
-    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Identity())
     held = []
+    model = Looking(
+        lambda: held.append([x.tensor is None for calls in w._tap._forward.outputs.values() for x in calls])
+    )
+    for pairs, want in (("self", [[False], [True], [True]]), ("all", [[False], [False], [False]])):
+        held.clear()
+        with torch.no_grad(), sc.watch(model, rows="positions", pairs=pairs) as w:
+            for _ in range(3):
+                model(torch.randn(20, 3, 8, 8))
+        assert held == want
+
+
+def test_readers_see_complete_forwards_only():
+    seen = []
+    model = Looking(lambda: seen.append((w.counts, {k: m.rows for k, m in w.layer_moments.items()}, w.moments.rows)))
+    with torch.no_grad(), sc.watch(model, rows="positions", pairs="self") as w:
+        model.look = lambda: None
+        model(torch.randn(5, 3, 8, 8))
+        before = w.moments
+        bits = before.covariance("conv")
+        model.look = lambda: seen.append((w.counts, {k: m.rows for k, m in w.layer_moments.items()}, w.moments.rows))
+        model(torch.randn(7, 3, 8, 8))
+    assert seen == [({"conv": 320, "last": 320}, {"conv": 320, "last": 320}, 320)]
+    assert w.counts == {"conv": 768, "last": 768}
+    assert before.rows == 320  # a copy
+    np.testing.assert_array_equal(before.covariance("conv"), bits)
+
+
+def test_few_rows_of_wide_layers_wait_for_the_end():
+    """A mark of the state would cost more than a copy of the rows; the numbers are the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 300), nn.Linear(300, 20))
+    plain = Recorder(model, ["0", "1"])
+    with torch.no_grad(), sc.watch(model, pairs="self") as w:
+        for n in (1, 1, 3, 700, 1, 600):
+            model(torch.randn(n, 8))
+        marked = w._streams._marked
+        assert not marked
+        x = torch.randn(4, 8)
+        x[2, 2] = float("nan")
+        with pytest.raises(sc.NonFiniteError):
+            model(x)
+        assert w.counts == {"0": 1306, "1": 1306}
+    for name in ("0", "1"):
+        same(w.layer_moments[name], name, float32(plain, name)[:1306])
+
+
+def test_bad_rows_are_refused_in_the_thread_that_brings_them():
+    inside, go_on, errors = threading.Event(), threading.Event(), []
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x, wait=False):
+            y = self.a(x)
+            if wait:
+                inside.set()
+                assert go_on.wait(20)
+            return self.b(y)
+
+    model = Slow()
+
+    def run():
+        with torch.no_grad():
+            try:
+                model(torch.randn(5000, 4), wait=True)
+            except Exception as error:
+                errors.append(error)
+
+    with torch.no_grad(), sc.watch(model, pairs="self") as w:
+        model(torch.randn(100, 4))
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert inside.wait(20)
+        with pytest.raises(sc.NonFiniteError):
+            model(torch.full((7, 4), float("nan")))
+        model(torch.randn(900, 4))
+        go_on.set()
+        thread.join()
+    assert not errors
+    assert w.counts == {"a": 6000, "b": 6000}
+
+
+def test_an_empty_batch_of_maps_and_a_watch_entered_twice():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
     with torch.no_grad(), sc.watch(model, "0", rows="positions", pairs="self") as w:
-        for _ in range(3):
-            model(torch.randn(2, 3, 8, 8))
-            held.append(sum(x.tensor is not None for calls in w._tap._forward.outputs.values() for x in calls))
-    assert held == [0, 0, 0]
+        model(torch.randn(2, 3, 8, 8))
+        model(torch.randn(0, 3, 8, 8))
+        with pytest.raises(sc.InputError, match="open already"):
+            w.__enter__()
+        model(torch.randn(2, 3, 8, 8))
+    assert w.counts == {"0": 256}
+    assert hooks_of(model) == 0
+
+
+def test_layers_whose_kernels_have_blocks_of_other_length(monkeypatch):
+    """As on a CPU with a matrix unit, where wide layers take blocks of 512 rows: joined all the same."""
+    levels = [level for level in ("avx2", "avx512") if level in _backend.isa_levels()]
+    if len(levels) < 2 or os.environ.get("STREAMCCA_ISA"):
+        pytest.skip("needs levels with blocks of two lengths")
+    rng = np.random.default_rng(0)
+    for n in (100, 400, 1000, 1024):
+        streams, rows = LayerStreams({}), {}
+        for layer, level in zip("ab", levels, strict=True):
+            monkeypatch.setenv("STREAMCCA_ISA", level)
+            rows[layer] = torch.from_numpy(rng.standard_normal((n, 30)).astype("f4"))
+            streams._moments_of(layer, 30)
+        streams.count(rows)
+        joined = streams.joined()
+        assert joined.rows == n
+        for layer, x in rows.items():
+            np.testing.assert_allclose(joined.covariance(layer), np.cov(x.double().numpy().T), atol=1e-6)

@@ -71,13 +71,26 @@ void poll_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-void update(Accumulator& self, const py::list& batch, const py::object& weights) {
-  std::vector<Borrowed> borrowed;  // destroyed after the lock is back
+// Rows of all views, and what keeps them alive.
+std::pair<std::vector<Rows>, std::vector<Borrowed>> borrow_batch(const Accumulator& self, const py::list& batch) {
+  std::vector<Borrowed> borrowed;
   std::vector<Rows> rows;
   for (std::size_t v = 0; v < self.views().size(); ++v) {
     borrowed.push_back(borrow_rows(batch[v], self.views()[v].name));
     rows.push_back(borrowed.back().rows);
   }
+  return {std::move(rows), std::move(borrowed)};
+}
+
+void check(const Accumulator& self, const py::list& batch) {
+  const auto borrowed = borrow_batch(self, batch);  // destroyed after the lock is back
+  const py::gil_scoped_release release;
+  self.check(borrowed.first);
+}
+
+void update(Accumulator& self, const py::list& batch, const py::object& weights) {
+  const auto borrowed = borrow_batch(self, batch);  // destroyed after the lock is back
+  const std::vector<Rows>& rows = borrowed.first;
   std::vector<double> row_weights;
   if (!weights.is_none()) {
     row_weights = to_vector(weights.cast<DoubleArray>());
@@ -208,6 +221,9 @@ void bind_accumulator(py::module_& m) {
       .def("reset", &Accumulator::reset, Released())
       .def("mark", &Accumulator::mark, Released())
       .def("return_to_mark", &Accumulator::return_to_mark, Released())
+      .def("copy_of_mark", &Accumulator::copy_of_mark, Released())
+      .def("check", &check, py::arg("batch"))
+      .def("finish", &Accumulator::finish, Released())
       .def(
           "copy", [](const Accumulator& self) { return std::make_unique<Accumulator>(self); }, Released())
       .def("mean", &mean, py::arg("view"))

@@ -1,5 +1,8 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
+#include <iterator>
 #include <optional>
 #include <string>
 
@@ -130,6 +133,7 @@ TruncatedView restore_view(const py::dict& d) {
   const auto count = [&d](const char* key) { return py::cast<std::size_t>(d[key]); };
   const auto number = [&d](const char* key) { return py::cast<double>(d[key]); };
   const auto values = [&d](const char* key) { return to_vector(py::cast<DoubleArray>(d[key])); };
+  check_shape(py::cast<DoubleArray>(d["vectors"]).ndim() == 2, "restore_view");
   TruncatedView v;
   v.width = count("width"), v.live = count("live"), v.rank = count("rank"), v.numerical_rank = count("numerical_rank");
   v.lowest_rank = count("lowest_rank"), v.highest_rank = count("highest_rank");
@@ -137,9 +141,16 @@ TruncatedView restore_view(const py::dict& d) {
   v.share = number("share"), v.margin = number("margin"), v.tolerance = number("tolerance");
   v.backward_error = number("backward_error"), v.error = {number("error_relative"), number("error_rows"), values("error_raw")};
   v.vectors = to_matrix(py::cast<DoubleArray>(d["vectors"])), v.eigenvalues = values("eigenvalues"), v.scale = values("scale");
+  const auto all = [](const auto& numbers, auto holds) { return std::all_of(std::begin(numbers), std::end(numbers), holds); };
+  const auto sound = [](double number) { return std::isfinite(number) && number >= 0; };
   const bool fits = v.vectors.rows == v.width && v.vectors.cols == v.rank && v.eigenvalues.size() == v.rank && v.rank > 0 &&
-                    v.scale.size() == v.width && v.error.raw.size() == v.width;
-  check_shape(fits, "restore_view");
+                    v.rank <= v.width && v.live <= v.width && v.scale.size() == v.width && v.error.raw.size() == v.width;
+  const double single[] = {v.next_eigenvalue, v.trace, v.tolerance, v.backward_error, v.error.relative, v.error.rows};
+  check_shape(fits && v.lowest_rank <= v.rank && v.unit > 0 && sound(v.unit) && std::isfinite(v.share) && std::isfinite(v.margin) &&
+                  all(single, sound) && all(v.scale, sound) && all(v.error.raw, sound) &&
+                  all(v.eigenvalues, [&](double value) { return sound(value) && value > 0; }) &&
+                  all(v.vectors.values, [](double value) { return std::isfinite(value); }),
+              "restore_view");
   return v;
 }
 

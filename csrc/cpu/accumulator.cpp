@@ -234,6 +234,21 @@ void Accumulator::update(const std::vector<Rows>& rows, const double* weights, c
   }
 }
 
+void Accumulator::check(const std::vector<Rows>& rows) const {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  check_shapes(rows);
+  const FilterContext context{views_, kernels_, products_for(rows), nonfinite_, largest_shifts(), rows_, weight_, 1, threads_};
+  select_rows(rows, {0, rows[0].rows}, nullptr, context);
+}
+
+void Accumulator::finish() {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  const Busy busy(&busy_);
+  if (rows_ == 0) return;
+  settle();
+  flush();
+}
+
 bool Accumulator::copy_is_cheaper_than(const std::vector<Rows>& rows) const {
   constexpr std::size_t times = 4;
   if (nonfinite_ == NonFinite::propagate || rows[0].rows <= rows_to_take(rows[0].rows)) return false;
@@ -259,6 +274,12 @@ void Accumulator::return_to_mark() {
   const Busy busy(&busy_);
   if (!mark_) throw Error(ErrorKind::value, "return_to_mark: nothing was marked");
   assign(*mark_);
+}
+
+std::unique_ptr<Accumulator> Accumulator::copy_of_mark() const {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  if (!mark_) throw Error(ErrorKind::value, "copy_of_mark: nothing was marked");
+  return std::make_unique<Accumulator>(*mark_);
 }
 
 std::size_t Accumulator::rows_to_take(std::size_t available) const {

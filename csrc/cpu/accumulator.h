@@ -71,6 +71,11 @@ class Accumulator {
   // updates. One mark at a time; copies have none.
   void mark();
   void return_to_mark();
+  std::unique_ptr<Accumulator> copy_of_mark() const;
+  // What `update` would refuse, without counting anything.
+  void check(const std::vector<Rows>& rows) const;
+  // Takes pending rows into the state, though their block is not full: the numbers are as before to rounding, and nothing waits.
+  void finish();
 
   // (S - s t' / weight) / (weight - ddof), row-major; `uncertainty` (may be null) is filled for a view with
   // itself, in the same units.

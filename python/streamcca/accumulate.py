@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -91,8 +92,7 @@ def _is_dask(array: Any) -> bool:
 
 
 def _accumulate_dask(arrays: Mapping[str, Any], *, threads: int | None, **options: Any) -> Moments:
-    import dask
-
+    dask: Any = importlib.import_module("dask")
     _check_chunks(arrays)
     views = {name: array.shape[1] for name, array in arrays.items()}
     result = Moments(views, threads=threads, **options)

@@ -47,6 +47,12 @@ def checked_weights(weights: Any) -> FloatArray | None:
     return array.astype(np.float64)
 
 
+def _row_count(array: Any) -> int:
+    """Rows of an array (n, d), or (samples, m, d)."""
+    shape = tuple(getattr(array, "shape", ()))
+    return int(shape[0] * shape[1]) if len(shape) == 3 else len(array)
+
+
 def checked_ids(ids: Any, given: Mapping[str, Any], views: Mapping[str, int]) -> Ids:
     """Return the row ids of each view as int64, or refuse them if views disagree on a row."""
     if ids is None:
@@ -55,11 +61,11 @@ def checked_ids(ids: Any, given: Mapping[str, Any], views: Mapping[str, int]) ->
     result: Ids = {}
     for name, values in per_view.items():
         check_name(name, views)
-        array = np.asarray(values)
-        if array.dtype.kind not in "iu" or array.shape != (len(given[name]),):
+        array, rows = np.asarray(values), _row_count(given[name])
+        if array.dtype.kind not in "iu" or array.shape != (rows,):
             raise InputError(
                 f"ids of view {name!r}: got {array.dtype} of shape {array.shape}, expected one integer for "
-                f"each of the {len(given[name])} rows"
+                f"each of the {rows} rows"
             )
         result[name] = np.ascontiguousarray(array, dtype="<i8")
         first = next(iter(result))
@@ -82,6 +88,8 @@ def first_rows(
             raise InputError(
                 f"valid_rows: view {name!r} is {type(array).__name__}, expected an array that can be cut to fewer rows"
             )
+        if len(getattr(array, "shape", ())) == 3:
+            raise InputError(f"valid_rows: view {name!r} has rows in samples, expected rows as (n, width); flatten it")
     lengths = {len(array) for array in given.values()}
     if len(lengths) > 1:  # nothing is cut, so that the update finds it out
         return given, weights, ids

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings as _warnings
 from typing import Any, Literal
 
-import numpy as np
-
 from streamcca import _backend
 from streamcca._backend import FloatArray
 from streamcca.errors import (
@@ -20,7 +18,7 @@ from streamcca.errors import (
 from streamcca.results import CCAResult, Truncation
 from streamcca.significance import forced_ones, null_mean
 from streamcca.sources import moments_of
-from streamcca.subspace import Rule, Truncated, parse_rule, truncate_view, why_uncertain
+from streamcca.subspace import Rule, Truncated, checked_ridge, parse_rule, truncate_view, why_uncertain
 
 Measure = Literal["svcca", "cca", "pwcca"]
 Progress = bool | Literal["auto"]
@@ -157,8 +155,7 @@ def _run(
     allow_inaccurate: bool,
     accumulate: dict[str, Any],
 ) -> CCAResult:
-    if isinstance(ridge, bool) or not isinstance(ridge, int | float | np.number) or not 0 <= ridge < float("inf"):
-        raise InputError(f"ridge: got {ridge!r}, expected a finite number >= 0")
+    ridge = checked_ridge(ridge)
     moments, a, b = moments_of(data, **accumulate)
     x = truncate_view(moments, a, rule, rule.x, ridge)
     y = truncate_view(moments, b, rule, rule.y, ridge)

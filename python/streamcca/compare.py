@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streamcca._backend import FloatArray
 from streamcca.cca import FULL, VARIANCE_99, Measure, Progress, correlate
-from streamcca.errors import InputError, ReplayError
+from streamcca.errors import InputError, MemoryLimitError, ReplayError
 from streamcca.layers import Layers, unwrapped
 from streamcca.many import Checkpoint, ModelComparison, compare_checkpoints, compare_models, compare_scores
 from streamcca.masks import Mask
 from streamcca.moments import Moments, NonFinite, Precision
-from streamcca.plan import STRATEGIES, Plan, Strategy, plan
+from streamcca.plan import KEPT, STRATEGIES, Plan, Strategy, plan, replay_bytes
 from streamcca.projection import Projector
 from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.results import LayerComparison
 from streamcca.rows import Rows
 from streamcca.scores import SubspaceScores, check_repeatable, tell
 from streamcca.sources import progress_wanted
-from streamcca.subspace import Rule, parse_rule, truncate_view
+from streamcca.subspace import Rule, checked_ridge, parse_rule, truncate_view
 from streamcca.sweep import BatchRows, Forward, Sweep
 from streamcca.tap import CallIndex, LayerTap
 from streamcca.views import check_option
@@ -177,6 +177,9 @@ def compare(  # type: ignore[misc]
         "threads": threads,
         "progress": progress,
     }
+    one_by_one = not (hasattr(model_a, "named_modules") and hasattr(model_b, "named_modules"))
+    if one_by_one:
+        _refuse_options_of_two(layers_b, loader_b, strategy, memory, nonfinite)
     if isinstance(model_a, SubspaceScores) and isinstance(model_b, SubspaceScores):
         result, notes = compare_scores(model_a, model_b, pairing, allow_other_probe)
         tell(notes, stacklevel=2)
@@ -206,8 +209,24 @@ def compare(  # type: ignore[misc]
         progress=progress,
     )
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
+    ridge = checked_ridge(ridge)
     options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
     return _two_models(sweep, rule, options, pairing | {"ridge": ridge}, strategy, memory, progress)
+
+
+def _refuse_options_of_two(layers_b: Any, loader_b: Any, strategy: str, memory: Any, nonfinite: str) -> None:
+    """Refuse what has a meaning only where two models run side by side."""
+    given = {
+        "layers_b": layers_b is not None,
+        "loader_b": loader_b is not None,
+        "strategy": strategy != "auto",
+        "memory": memory is not None,
+        # Each model would leave out rows of its own.
+        "nonfinite": nonfinite != "raise",
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(f"{name}: it is for two models side by side, not for many models, checkpoints or scores")
 
 
 def _two_models(
@@ -219,24 +238,26 @@ def _two_models(
     memory: int | None,
     progress: Progress,
 ) -> LayerComparison:
-    moments, bill = _first_pass(sweep, options, strategy, memory, progress)
+    moments, bill = _first_pass(sweep, options, _kept_by(rule), strategy, memory, progress)
     sweep.report_silent()
+    kept = bill.strategy == "replay"
     names = {key: sweep.names(key) for key in sweep.taps}
     truncated = {
         key + name: truncate_view(moments, key + name, rule, rule.x if key == "a:" else rule.y, pairing["ridge"])
         for key, own in names.items()
         for name in own
     }
-    kept = bill.strategy == "replay"
     if kept:
-        projected = _replay(sweep, moments, Projector(truncated, {v: moments.mean(v) for v in truncated}), options)
-    cross = (projected if kept else moments).covariance
+        _check_second_pass(bill, {view: x.native.rank for view, x in truncated.items()}, moments.views)
+        project, rows = Projector(truncated, {v: moments.mean(v) for v in truncated}), moments.rows
+        del moments  # before those of the second pass are there
+        moments = _replay(sweep, rows, project, options)
     results, notes = [], []
     for a in names["a:"]:
         row = []
         for b in names["b:"]:
             x, y = truncated[f"a:{a}"], truncated[f"b:{b}"]
-            result, own_notes = correlate(x, y, cross(x.view, y.view), kept=kept, **pairing)
+            result, own_notes = correlate(x, y, moments.covariance(x.view, y.view), kept=kept, **pairing)
             row.append(result)
             notes += [(f"layers {x.view} and {y.view}", note) for note in own_notes]
         results.append(tuple(row))
@@ -253,7 +274,12 @@ def _two_models(
 
 
 def _first_pass(
-    sweep: Sweep, options: dict[str, Any], strategy: Strategy, memory: int | None, progress: Progress
+    sweep: Sweep,
+    options: dict[str, Any],
+    kept: float,
+    strategy: Strategy,
+    memory: int | None,
+    progress: Progress,
 ) -> tuple[Moments, Plan]:
     """Moments of all layers and, if that is the way taken, of all pairs; the first batch shows the widths."""
     if strategy == "replay":
@@ -267,7 +293,7 @@ def _first_pass(
             widths = {name: int(x.shape[1]) for name, x in batch_rows.items()}
             own = [(name, name) for name in widths]
             cross = _cross_pairs(widths)
-            bill = plan(widths, pairs=own + cross, memory=memory, replay=sweep.repeatable, strategy=strategy)
+            bill = plan(widths, pairs=own + cross, memory=memory, replay=sweep.repeatable, strategy=strategy, kept=kept)
             if progress_wanted(progress):
                 print(bill, file=sys.stderr)
             if bill.strategy == "replay":
@@ -282,15 +308,33 @@ def _first_pass(
     return moments, bill
 
 
+def _kept_by(rule: Rule) -> float:
+    """Return what a rule is expected to keep, in the terms of `plan`: a number or a share."""
+    if rule.name == "rank":
+        return int(max(rule.x, rule.y))
+    return 1.0 if rule.keeps_all else KEPT
+
+
+def _check_second_pass(bill: Plan, ranks: Mapping[str, int], widths: Mapping[str, int]) -> None:
+    """Refuse a second pass that turns out larger than billed, before it starts."""
+    need = replay_bytes(widths, ranks, _cross_pairs(widths))
+    if need > max(bill.memory_limit, bill.memory):
+        raise MemoryLimitError(
+            f"replay: the rule keeps up to {max(ranks.values())} directions of a layer, whose pairs need "
+            f"{need / 2**20:.1f} MiB, but {bill.limit_from} leaves {bill.memory_limit / 2**20:.1f} MiB; keep fewer "
+            "(rank=, or a lower share), or watch fewer layers"
+        )
+
+
 def _cross_pairs(views: Mapping[str, Any]) -> list[tuple[str, str]]:
     b = [name for name in views if name.startswith("b:")]
     return [(x, y) for x in views if x.startswith("a:") for y in b]
 
 
-def _replay(sweep: Sweep, moments: Moments, project: Projector, options: dict[str, Any]) -> Moments:
+def _replay(sweep: Sweep, rows: int, project: Projector, options: dict[str, Any]) -> Moments:
     ranks = project.ranks
     projected = Moments(ranks, pairs=_cross_pairs(ranks), **{**options, "precision": "float64"})
     sweep.run(lambda batch_rows: projected.update(project(batch_rows)), "replay")
-    if projected.rows != moments.rows:
-        raise ReplayError(f"replay: got {projected.rows} rows, expected {moments.rows} as in the first pass")
+    if projected.rows != rows:
+        raise ReplayError(f"replay: got {projected.rows} rows, expected {rows} as in the first pass")
     return projected

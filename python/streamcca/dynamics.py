@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 
 from streamcca._backend import FloatArray
 from streamcca.cca import Measure, Progress
-from streamcca.errors import InputError
+from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Precision
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 To = Literal["final", "first", "previous"]
+_SVCCA = {"measure": "svcca", "side": "", "allow_underdetermined": False, "allow_inaccurate": False}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -233,8 +236,10 @@ class Dynamics:
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(self._folder.glob("step-*.scores")):
-                self._states[int(path.stem.removeprefix("step-"))] = path
+            for path in sorted(self._folder.iterdir()):
+                name = re.fullmatch(r"step-(\d+)\.scores", path.name)
+                if name:
+                    self._states[int(name[1])] = path
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -248,8 +253,10 @@ class Dynamics:
         with _generators_kept():
             scores = subspace_scores(self.model, self._probe, self._layers, name=f"step {step}", **self._options)
         if self._states:
-            # By another state, not by the number of batches alone: the probe set must be the same to be compared.
-            self.state(self.steps[0]).check_same_rows(scores)
+            self._check_fits(self.state(self.steps[-1]), scores)
+            if step < self.steps[-1]:
+                text = f"step {step} is recorded after step {self.steps[-1]}, which stays the final state"
+                warnings.warn(StreamCCAWarning(text), stacklevel=2)
         if self._folder is None:
             self._states[int(step)] = scores
         else:
@@ -257,6 +264,21 @@ class Dynamics:
             scores.save(path)
             self._states[int(step)] = path
         return scores
+
+    def _check_fits(self, earlier: SubspaceScores, scores: SubspaceScores) -> None:
+        """Refuse to add to a record that was made in another way."""
+        earlier.check_same_rows(scores)
+        for what, old, new in (
+            ("layers", tuple(earlier.layers), tuple(scores.layers)),
+            ("rule", earlier.rule, scores.rule),
+            ("rows", earlier.rows, scores.rows),
+        ):
+            if old != new:
+                where = f" in {self._folder}" if self._folder else ""
+                raise InputError(
+                    f"record: the earlier states{where} have {what} {old}, this one {new}; expected the same, choose "
+                    "another folder"
+                )
 
     def state(self, step: int) -> SubspaceScores:
         """Return what was recorded at a step."""
@@ -297,23 +319,25 @@ class Dynamics:
             "allow_underdetermined": allow_underdetermined,
             "allow_inaccurate": allow_inaccurate,
         }
+        return self._curves(to, self.steps, options, stacklevel=3)
+
+    def _curves(self, to: To, of_steps: tuple[int, ...], options: dict[str, Any], stacklevel: int) -> Curves:
         notes: Warned = []
         columns = []
         steps = []
-        for step, state, other in self._pairs(to):
+        for step, state, other in self._pairs(to, of_steps):
             cells = {}
             for layer in state.layers:
                 cells[layer], own = state.pair(layer, other, layer, **options)
                 notes += own
             columns.append(cells)
             steps.append(step)
-        tell(notes, stacklevel=2)
+        tell(notes, stacklevel=stacklevel)
         last = self.state(self.steps[-1])
         results = tuple(tuple(cells[layer] for cells in columns) for layer in last.layers)
-        return Curves(measure, to, tuple(steps), tuple(last.layers), results, last.n, last.rows)
+        return Curves(options["measure"], to, tuple(steps), tuple(last.layers), results, last.n, last.rows)
 
-    def _pairs(self, to: To) -> Iterator[tuple[int, SubspaceScores, SubspaceScores]]:
-        steps = self.steps
+    def _pairs(self, to: To, steps: tuple[int, ...]) -> Iterator[tuple[int, SubspaceScores, SubspaceScores]]:
         if to == "previous":
             before = self.state(steps[0])
             for step in steps[1:]:
@@ -343,7 +367,7 @@ class Dynamics:
             raise InputError(
                 f"freeze_hint: {len(self._states)} states were recorded, expected more than patience={patience}"
             )
-        curves = self.curves("previous")
+        curves = self._curves("previous", self.steps[-patience - 1 :], _SVCCA, stacklevel=3)
         still = [bool((row[-patience:] >= similarity).all()) for row in curves.matrix]
         count = still.index(False) if False in still else len(still)
         return curves.layers[:count]

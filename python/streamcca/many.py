@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,11 +161,13 @@ def _all_pairs(scores: list[SubspaceScores], pairing: dict[str, Any], allow_othe
 
 
 def _named(items: Any, kind: str) -> dict[str, Any]:
-    named = dict(items) if isinstance(items, Mapping) else {f"{kind} {i}": item for i, item in enumerate(items)}
-    if not isinstance(items, Mapping) and all(isinstance(item, SubspaceScores) for item in items):
-        named = {item.name: item for item in items}
+    if isinstance(items, Mapping):
+        named = dict(items)
+    else:
+        names = [item.name if isinstance(item, SubspaceScores) else f"{kind} {i}" for i, item in enumerate(items)]
+        named = dict(zip(names, items, strict=True))
         if len(named) < len(items):
-            raise InputError("scores: two have the same name; give a mapping from names to scores")
+            raise InputError(f"{kind}s: two have the same name ({', '.join(names)}); give a mapping from names to them")
     if len(named) < 2:
         raise InputError(f"{kind}s: got {len(named)}, expected at least two")
     return named
@@ -186,7 +189,7 @@ def compare_models(
     scores = []
     for name, model in named.items():
         if isinstance(model, SubspaceScores):
-            scores.append(model)
+            scores.append(replace(model, name=name))
         else:
             own = loader[name] if by_name else loader
             scores.append(subspace_scores(model, own, layers, name=name, **making))
@@ -202,8 +205,10 @@ def compare_checkpoints(
     pairing: dict[str, Any],
 ) -> ModelComparison:
     """Compare every two states of one model; see `compare`."""
-    named = _named(checkpoints, "checkpoint")
+    if isinstance(checkpoints, Mapping) and any(hasattr(value, "detach") for value in checkpoints.values()):
+        raise InputError("checkpoints: got one state dict, expected a list or mapping of at least two")
     model = unwrapped(model)
+    named = {name: _of_its_own(model, state) for name, state in _named(checkpoints, "checkpoint").items()}
     scores = []
     with own_state_kept(model):
         for name, checkpoint in named.items():
@@ -212,10 +217,21 @@ def compare_checkpoints(
     return _all_pairs(scores, pairing, allow_other_probe=False)
 
 
+def _of_its_own(model: Module, checkpoint: Checkpoint) -> Checkpoint:
+    """Copy a state that lies in the model's own memory, where the next checkpoint would be written over it."""
+    if not isinstance(checkpoint, Mapping):
+        return checkpoint
+    own = {value.untyped_storage().data_ptr() for value in model.state_dict().values() if hasattr(value, "detach")}
+    return {
+        key: value.detach().clone() if hasattr(value, "detach") and value.untyped_storage().data_ptr() in own else value
+        for key, value in checkpoint.items()
+    }
+
+
 @contextlib.contextmanager
 def own_state_kept(model: Module) -> Iterator[None]:
     """Give a model its own weights and buffers back, come what may."""
-    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())
     try:
         yield
     finally:

@@ -15,6 +15,8 @@ Strategy = Literal["auto", "covariance", "replay"]
 STRATEGIES = ("auto", "covariance", "replay")
 # Share of the peak that the kernels reach, all in all; see docs/performance.md.
 _EFFICIENCY = 0.75
+# Share of its directions that a layer is taken to keep where the rule does not say.
+KEPT = 0.1
 _FLOAT64 = 8
 
 
@@ -60,8 +62,8 @@ class Plan:
         Who sets the limit.
     n : int or None
         Rows, if known.
-    kept : float
-        Share of its directions that a view is taken to keep, for the bill of the replay.
+    kept : float or int
+        What a view is taken to keep of its directions: a share, or, as an int, how many.
     views, pairs : int
         How many there are.
     """
@@ -114,10 +116,13 @@ class Plan:
                 f"{route.flops_per_row * count / 1e9:>30.1f}{chosen}"
             )
         lines.append(
-            f"both give the same numbers; 'replay' is billed for {self.kept:.0%} of the directions kept; the forward "
-            "passes of the models come on top, once each pass"
+            f"both give the same numbers; billed for {self._kept_text()} kept of each view; the forward passes of the "
+            "models come on top, once each pass"
         )
         return "\n".join(lines)
+
+    def _kept_text(self) -> str:
+        return f"{self.kept} directions" if isinstance(self.kept, int) else f"{self.kept:.0%} of the directions"
 
 
 def _size(count: int) -> str:
@@ -132,7 +137,7 @@ def plan(
     memory: int | None = None,
     replay: bool = True,
     strategy: Strategy = "auto",
-    kept: float = 0.1,
+    kept: float = KEPT,
 ) -> Plan:
     """Say what it costs to compare views, and choose the way to do it, before anything is allocated.
 
@@ -151,8 +156,8 @@ def plan(
     strategy : 'auto', 'covariance' or 'replay'
         'covariance' forms all cross-covariances in one pass. 'replay' forms only each view's own, truncates, reads the
         rows again and pairs their projections on the kept directions. 'auto' takes the first if it fits.
-    kept : float
-        Share of its directions that a view is taken to keep.
+    kept : float or int
+        What a view is taken to keep of its directions: a share, or, as an int, how many.
 
     Returns
     -------
@@ -170,13 +175,22 @@ def plan(
     """
     views = checked_views(shapes)
     check_option("strategy", strategy, STRATEGIES)
-    if isinstance(kept, bool) or not isinstance(kept, int | float) or not 0 < kept <= 1:
-        raise InputError(f"kept: got {kept!r}, expected a share above 0 and at most 1")
+    is_share = isinstance(kept, float) and 0 < kept <= 1
+    if isinstance(kept, bool) or not (is_share or (isinstance(kept, int) and kept >= 1)):
+        raise InputError(
+            f"kept: got {kept!r}, expected a share above 0 and at most 1.0, or a whole number of directions"
+        )
+    for name, value in (("n", n), ("memory", memory)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise InputError(
+                f"{name}: got {value!r}, expected a whole number of at least 0{' (bytes)' if name != 'n' else ''}"
+            )
     wanted = pair_list(list(views), pairs)
     limit, source = (memory, "memory=") if memory is not None else available_memory()
-    routes = [_covariance_route(views, wanted, limit)]
+    ranks = {name: min(d, kept) if isinstance(kept, int) else max(1, round(kept * d)) for name, d in views.items()}
+    routes = [_covariance_route(views, wanted, limit, ranks)]
     if replay:
-        routes.append(_replay_route(views, wanted, limit, kept))
+        routes.append(_replay_route(views, wanted, limit, ranks))
     chosen = [r for r in routes if strategy in ("auto", r.strategy) and r.fits]
     if not chosen:
         raise MemoryLimitError(_refusal(routes, limit, source, strategy, replay))
@@ -202,21 +216,31 @@ def _own(views: Mapping[str, int]) -> list[tuple[str, str]]:
     return [(name, name) for name in views]
 
 
-def _covariance_route(views: dict[str, int], pairs: list[tuple[str, str]], limit: int) -> Route:
+def _subspace_bytes(widths: Mapping[str, int], ranks: Mapping[str, int]) -> int:
+    """Bytes for the kept directions of all views, which are there at once, and one more of their products."""
+    return sum(2 * _FLOAT64 * width * ranks[name] for name, width in widths.items())
+
+
+def replay_bytes(widths: Mapping[str, int], ranks: Mapping[str, int], pairs: list[tuple[str, str]]) -> int:
+    """Bytes of the second pass of a replay: all kept directions, and the moments of their pairs."""
+    return _subspace_bytes(widths, ranks) + state_bytes(list(ranks.values()), _indices(ranks, pairs))
+
+
+def _covariance_route(
+    views: dict[str, int], pairs: list[tuple[str, str]], limit: int, ranks: Mapping[str, int]
+) -> Route:
     both = _own(views) + [(a, b) for a, b in pairs if a != b]
     widths = list(views.values())
-    memory = state_bytes(widths, _indices(views, both)) + _truncation_bytes(widths)
+    memory = state_bytes(widths, _indices(views, both)) + _truncation_bytes(widths) + _subspace_bytes(views, ranks)
     return Route("covariance", 1, memory, _products(views, both), memory <= limit)
 
 
-def _replay_route(views: dict[str, int], pairs: list[tuple[str, str]], limit: int, kept: float) -> Route:
+def _replay_route(views: dict[str, int], pairs: list[tuple[str, str]], limit: int, ranks: Mapping[str, int]) -> Route:
     widths = list(views.values())
-    ranks = {name: max(1, round(kept * width)) for name, width in views.items()}
     cross = [(a, b) for a, b in pairs if a != b] or _own(views)
     first = state_bytes(widths, _indices(views, _own(views)))
-    vectors = sum(2 * _FLOAT64 * width * ranks[name] for name, width in views.items())
-    second = state_bytes(list(ranks.values()), _indices(views, cross))
-    memory = max(first + _truncation_bytes(widths), second) + vectors
+    truncating = first + _truncation_bytes(widths) + _subspace_bytes(views, ranks)
+    memory = max(truncating, replay_bytes(views, ranks, cross))
     projecting = sum(2 * width * ranks[name] for name, width in views.items())
     # Projections and their products are float64, at half the speed.
     flops = _products(views, _own(views)) + 2 * (projecting + _products(ranks, cross))

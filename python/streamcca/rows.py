@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamcca.errors import InputError, LayerError
@@ -264,7 +265,7 @@ def rows_in_place(tensor: Tensor, grid: Grid) -> Tensor | None:
         return tensor
     if grid.axis == -1:
         return tensor.flatten(1, -2)
-    if tensor[0, 0].numel() < _FEWEST_IN_PLACE:
+    if prod(tensor.shape[2:]) < _FEWEST_IN_PLACE:
         return None
     return tensor.flatten(2).transpose(1, 2)
 

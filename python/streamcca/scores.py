@@ -21,7 +21,7 @@ from streamcca.projection import Projector
 from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.results import CCAResult
 from streamcca.rows import Rows
-from streamcca.subspace import Rule, Truncated, parse_rule, truncate_view
+from streamcca.subspace import Rule, Truncated, checked_ridge, parse_rule, truncate_view
 from streamcca.sweep import BatchRows, Forward, Sweep
 from streamcca.tap import CallIndex, LayerTap
 from streamcca.views import unknown_name
@@ -131,8 +131,13 @@ class SubspaceScores:
         if self.probe != other.probe and not allow_other_probe:
             raise ReplayError(
                 f"scores {self.name!r} and {other.name!r} rest on other inputs (checksums {self.probe:08x} and "
-                f"{other.probe:08x}); use the same probe set in the same order, or, if the inputs differ on purpose "
+                f"{other.probe:08x}); use the same batches in the same order, or, if the inputs differ on purpose "
                 "and their rows belong together, pass allow_other_probe=True"
+            )
+        if self.ridge != other.ridge:
+            raise InputError(
+                f"scores {self.name!r} and {other.name!r} were made with ridges {self.ridge:g} and {other.ridge:g}, "
+                "expected the same; make them anew"
             )
 
     def pair(self, layer: str, other: SubspaceScores, other_layer: str, **options: Any) -> tuple[CCAResult, Warned]:
@@ -186,17 +191,26 @@ class SubspaceScores:
             There is no such file; it is damaged, foreign, or of a newer version.
         """
         state = store.read_state(path, store.SCORES_FORMAT)
-        meta, tensors = state["meta"], state["tensors"]
-        if meta["version"] != FORMAT_VERSION:
+        version = state["meta"].get("version")
+        if version != FORMAT_VERSION:
             raise StateFileError(
-                f"{path}: got version {meta['version']}, expected {FORMAT_VERSION}; use the streamcca that wrote it"
+                f"{path}: got version {version}, expected {FORMAT_VERSION}; use the streamcca that wrote it"
             )
+        try:
+            return cls._unpacked(state["meta"], state["tensors"])
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise StateFileError(f"{path}: damaged, its parts do not fit together ({error!r})") from None
+
+    @classmethod
+    def _unpacked(cls, meta: Mapping[str, Any], tensors: Mapping[str, Any]) -> SubspaceScores:
         rule = Rule(*meta["rule"])
         layers = {}
         for i, about in enumerate(meta["layers"]):
             arrays = {key: tensors[f"{key}.{i}"] for key in about["arrays"]}
             mean, scores = arrays.pop("mean"), arrays.pop("scores")
             native = TruncatedView.restore({**about["native"], **arrays})
+            if mean.shape != (native.width,) or scores.shape != (meta["n"], native.rank) or about["rows"] != meta["n"]:
+                raise ValueError(f"layer {about['name']}: mean {mean.shape}, scores {scores.shape}, n {meta['n']}")
             truncated = Truncated(about["name"], rule, native, about["n"], about["rows"], about["precision"])
             layers[about["name"]] = LayerScores(truncated, mean, scores)
         return cls(meta["name"], layers, meta["n"], meta["rows"], rule, meta["ridge"], meta["probe"])
@@ -270,7 +284,10 @@ def subspace_scores(
     >>> scores["0"].scores.shape
     (300, 3)
     """
+    if isinstance(rank, tuple):
+        raise InputError(f"rank: got {rank!r}, expected one integer, since scores are of one model")
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99)
+    ridge = checked_ridge(ridge)
     tap = LayerTap(model, layers, device, mask, call_index, make_resizer(resize, resize_by))
     sweep = Sweep({"": tap}, {"": loader}, rows=rows, forward=forward, progress=progress)
     check_repeatable(sweep)

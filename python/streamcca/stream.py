@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from streamcca._backend import Accumulator, state_bytes
+from streamcca._memory import check_memory
 from streamcca.errors import InputError
 from streamcca.moments import Moments
 
@@ -16,23 +18,32 @@ if TYPE_CHECKING:
 class LayerStreams:
     """Moments of every layer alone: rows are packed from a layer's output at once, and no copy of them is kept.
 
-    A forward that fails is taken back: a layer's moments are marked before its first rows of the forward. One forward
-    at a time streams; what forwards of other threads bring meanwhile waits until it has ended, since a mark that is
-    returned to would undo theirs as well.
-
-    Attributes
-    ----------
-    moments : dict of str to Moments
-        By layer; each has one view, of the layer's name.
+    A forward that fails is taken back: a layer's moments are marked before its first rows of the forward. Where a mark
+    would be larger than the rows (few rows of a wide layer), a copy of the rows waits for the end of the forward
+    instead. One forward at a time streams; what forwards of other threads bring meanwhile waits until it has ended,
+    since a mark that is returned to would undo theirs as well.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.moments: dict[str, Moments] = {}
+        self._moments: dict[str, Moments] = {}
+        self._counts: dict[str, int] = {}  # after the last complete forward
         self._options = {**options, "pairs": "self"}
         self._lock = threading.RLock()
         self._owner: int | None = None  # thread whose forward streams
         self._marked: set[str] = set()
-        self._waiting: list[Mapping[str, Tensor]] = []
+        self._kept: dict[str, list[Tensor]] = {}  # copies of rows of this forward
+        self._waiting: list[Mapping[str, Tensor]] = []  # forwards of other threads
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers so far."""
+        return tuple(self._moments)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each layer after the last complete forward."""
+        with self._lock:
+            return dict(self._counts)
 
     def begin(self) -> bool:
         """Claim the streams for this thread's forward; False if another one has them."""
@@ -45,46 +56,86 @@ class LayerStreams:
             self._owner = me
             return True
 
-    def add(self, layer: str, rows: Any) -> None:
-        """Count rows (n, d), or (samples, n, d), of a layer."""
+    def add(self, layer: str, rows: Tensor, copy: Callable[[], Tensor]) -> None:
+        """Count rows (n, d), or (samples, n, d), of a layer; ``copy()`` gives them in memory of their own."""
         with self._lock:
+            if self._owner != threading.get_ident():
+                return  # closed meanwhile
             moments = self._moments_of(layer, int(rows.shape[-1]))
+            if layer in self._kept or (layer not in self._marked and self._mark_is_dearer(layer, rows)):
+                moments._core.check([rows])
+                self._kept.setdefault(layer, []).append(copy())
+                return
             if layer not in self._marked:
                 moments._core.mark()
                 self._marked.add(layer)
-        moments.update({layer: rows})
+            moments.update({layer: rows})
+
+    def _mark_is_dearer(self, layer: str, rows: Tensor) -> bool:
+        return rows.numel() * rows.element_size() < state_bytes([self._moments[layer].views[layer]], [(0, 0)])
 
     def end(self, complete: bool) -> None:
-        """End the forward: keep what it brought, or take it back."""
+        """End the forward: keep what it brought, or take it back; then count what waited."""
         with self._lock:
-            if not complete:
+            if complete:
+                for layer, parts in self._kept.items():
+                    for rows in parts:
+                        self._moments[layer].update({layer: rows})
+            else:
                 for layer in self._marked:
-                    self.moments[layer]._core.return_to_mark()
-            self._marked.clear()
-            self._owner = None
+                    self._moments[layer]._core.return_to_mark()
+            self._settle()
             waiting, self._waiting = self._waiting, []
-            for rows in waiting:
-                self.count(rows)
+            for forward in waiting:
+                self._count(forward)
+
+    def _settle(self) -> None:
+        self._marked.clear()
+        self._kept.clear()
+        self._owner = None
+        self._counts = {layer: moments.rows for layer, moments in self._moments.items()}
 
     def count(self, rows: Mapping[str, Tensor]) -> None:
         """Count the rows of a whole forward, of all layers or of none."""
         with self._lock:
+            if not self._moments:
+                self._check_memory({layer: int(x.shape[-1]) for layer, x in rows.items()})
+            # Refused here, in the thread that brings them, even if they have to wait.
+            for layer, x in rows.items():
+                self._moments_of(layer, int(x.shape[-1]))._core.check([x])
             if self._owner is not None:
                 self._waiting.append(rows)
-                return
-            self._owner = threading.get_ident()
-            try:
-                for layer, x in rows.items():
-                    self.add(layer, x)
-            except BaseException:
-                self.end(complete=False)
-                raise
-            self.end(complete=True)
+            else:
+                self._count(rows)
+
+    def _count(self, rows: Mapping[str, Tensor]) -> None:
+        for layer, x in rows.items():
+            self._moments[layer].update({layer: x})
+        self._settle()
+
+    def _check_memory(self, widths: Mapping[str, int]) -> None:
+        # Twice: of a mark.
+        check_memory(
+            2 * sum(state_bytes([width], [(0, 0)]) for width in widths.values()),
+            f"moments of {len(widths)} layers, and what is needed to take a failed forward back,",
+            "watch fewer or narrower layers, or average over positions (rows='pool')",
+        )
 
     def _moments_of(self, layer: str, width: int) -> Moments:
-        if layer not in self.moments:
-            self.moments[layer] = Moments({layer: width}, **self._options)
-        return self.moments[layer]
+        if layer not in self._moments:
+            self._moments[layer] = Moments({layer: width}, **self._options)
+        return self._moments[layer]
+
+    def copies(self) -> dict[str, Moments]:
+        """Return a copy of each layer's moments, as they were after the last complete forward."""
+        with self._lock:
+            return {layer: self._copy(layer) for layer in self._moments}
+
+    def _copy(self, layer: str) -> Moments:
+        copy = self._moments[layer].copy()
+        if layer in self._marked:
+            copy._core = self._moments[layer]._core.copy_of_mark()
+        return copy
 
     def joined(self) -> Moments:
         """Return a copy of all moments as one object with a view for each layer.
@@ -94,26 +145,35 @@ class LayerStreams:
         InputError
             The layers have different numbers of rows, or of product types.
         """
-        counts = {name: moments.rows for name, moments in self.moments.items()}
+        copies = self.copies()
+        if len(copies) == 1:
+            return next(iter(copies.values()))
+        counts = {name: moments.rows for name, moments in copies.items()}
         if len(set(counts.values())) > 1:
             low, high = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
             raise InputError(
                 f"moments: layer {low!r} has {counts[low]} rows and layer {high!r} {counts[high]}, expected as many "
                 "for one Moments; take each layer's own from .layer_moments, or use rows='pool'"
             )
-        kinds = {moments.precision for moments in self.moments.values()}
+        kinds = {moments.precision for moments in copies.values()}
         if len(kinds) > 1:
             raise InputError(
                 f"moments: layers have products in {' and '.join(sorted(kinds))}, expected one type for one Moments; "
                 "take each layer's own from .layer_moments, or pass precision="
             )
-        result = Moments({name: m.views[name] for name, m in self.moments.items()}, **self._options)
-        result._core.restore(_joined_state([m._core.save() for m in self.moments.values()]))
+        result = Moments({name: m.views[name] for name, m in copies.items()}, **self._options)
+        result._core.restore(_joined_state([m._core for m in copies.values()]))
         return result
 
 
-def _joined_state(states: list[dict[str, Any]]) -> dict[str, Any]:
+def _joined_state(cores: list[Accumulator]) -> dict[str, Any]:
     """One native state out of several of the same rows: lists follow each other, numbers are those of all."""
+    states = [core.save() for core in cores]
+    if len({(len(state["roots"]), state["settled"], state["block_rows"]) for state in states}) > 1:
+        # Kernels with blocks of another length for wide layers (the matrix unit): other rows wait for their block.
+        for core in cores:
+            core.finish()
+        states = [core.save() for core in cores]
     joined = dict(states[0])
     for key in ("shift", "sums", "squares", "pending", "moments"):
         joined[key] = [array for state in states for array in state[key]]

@@ -64,6 +64,18 @@ def parse_rule(variance: Any, nuclear: Any, rank: Any, default: Rule) -> Rule:
     return default
 
 
+def checked_ridge(ridge: Any) -> float:
+    """Return a ridge as a float; refuses what is none.
+
+    Raises
+    ------
+    InputError
+    """
+    if isinstance(ridge, bool) or not isinstance(ridge, int | float | np.number) or not 0 <= ridge < float("inf"):
+        raise InputError(f"ridge: got {ridge!r}, expected a finite number >= 0")
+    return float(ridge)
+
+
 @dataclass(frozen=True, eq=False)
 class Subspace:
     """Leading principal directions of one view.

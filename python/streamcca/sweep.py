@@ -69,34 +69,46 @@ def _move(value: Any, device: Any) -> Any:
 
 
 def checksum(value: Any, start: int = 0) -> int:
-    """CRC-32 of all arrays in a batch, in order, with their types and shapes; what holds no numbers is left out."""
+    """CRC-32 of all that a batch holds: arrays with types and shapes, texts, numbers, keys, fields of objects."""
     if isinstance(value, Mapping):
-        value = [value[key] for key in sorted(value, key=str)]
+        for key in sorted(value, key=str):
+            start = checksum(value[key], zlib.crc32(repr(key).encode(), start))
+        return zlib.crc32(b"mapping", start)
     if isinstance(value, list | tuple):
         for item in value:
             start = checksum(item, start)
-        return start
-    if hasattr(value, "detach") and not getattr(value, "is_nested", False):
-        start = zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), start)
-        flat = value.detach().cpu().contiguous().flatten()
-        return zlib.crc32(flat.view(dtype=_bytes()).numpy().data, start) if flat.numel() else start
+        return zlib.crc32(f"sequence {len(value)}".encode(), start)
+    if hasattr(value, "detach"):
+        return _checksum_tensor(value.detach(), start)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         start = zlib.crc32(f"{value.dtype}{value.shape}".encode(), start)
         return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, start)
-    return start
+    if isinstance(value, np.ndarray):
+        return checksum(value.tolist(), start)
+    if value is None or isinstance(value, str | bytes | int | float | complex | np.generic):
+        return zlib.crc32(f"{type(value).__name__} {value!r}".encode(), start)
+    return (
+        checksum(vars(value), zlib.crc32(type(value).__name__.encode(), start)) if hasattr(value, "__dict__") else start
+    )
 
 
-def _bytes() -> Any:
+def _checksum_tensor(value: Any, start: int) -> int:
     import torch
 
-    return torch.uint8
+    if getattr(value, "is_nested", False):
+        return checksum(list(value.unbind()), start)
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    start = zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), start)
+    flat = value.resolve_conj().resolve_neg().cpu().contiguous().flatten()
+    return zlib.crc32(flat.view(dtype=torch.uint8).numpy().data, start) if flat.numel() else start
 
 
 class _Print:
     """What is remembered of a batch to know it again: its inputs' checksum, and sums of a few columns of each layer."""
 
-    def __init__(self, inputs: Any, rows: BatchRows) -> None:
-        self.checksum = checksum(inputs)
+    def __init__(self, inputs: int, rows: BatchRows) -> None:
+        self.checksum = inputs
         self.layers = {name: self._sums(x) for name, x in rows.items()}
 
     @staticmethod
@@ -184,19 +196,21 @@ class Sweep:
                 tap.attach()
             bar = stack.enter_context(progress_bar(self._progress, self._length(), "batch", description))
             for batches in self._batches():
+                # Before the models run: they may change their inputs in place.
+                inputs = None if self._prints is None else self._checksum(batches)
                 self._run_models(batches)
                 rows = self._take()
+                if self._replaying:
+                    self._check_batch(count, inputs, rows)
                 consume(rows)
-                self._check_batch(count, batches, rows)
+                if self._prints is not None and not self._replaying:
+                    self._prints.append(_Print(self._checksum(batches) if inputs is None else inputs, rows))
                 count += 1
                 bar.update(1)
+        if self._replaying:
+            self._check_length(count)
         if not count:
             raise InputError("the loader is empty; expected at least one batch")
-        if self._replaying and self._prints is not None and count != len(self._prints):
-            raise ReplayError(
-                f"replay: the loader gave {count} batches, expected {len(self._prints)} as in the first pass; it must "
-                "give the same batches each time"
-            )
 
     def names(self, key: str) -> list[str]:
         """Return the layers of one model that were called, in the order of the model."""
@@ -239,6 +253,7 @@ class Sweep:
             if (id(tap.model), id(batch)) not in done:
                 (self._forward or call)(tap.model, batch)
                 done.add((id(tap.model), id(batch)))
+            tap.hold()
 
     def _take(self) -> BatchRows:
         grids = {key + name: grid for key, tap in self.taps.items() for name, grid in tap.peek().items()}
@@ -254,21 +269,34 @@ class Sweep:
         check_equal_counts(result)
         return result
 
-    def _check_batch(self, index: int, batches: Mapping[str, Any], rows: BatchRows) -> None:
-        if self._prints is None:
-            return
+    def _checksum(self, batches: Mapping[str, Any]) -> int:
         distinct = list({id(batch): batch for batch in batches.values()}.values())
-        now = _Print(distinct if self._forward else [inputs_of(batch) for batch in distinct], rows)
-        self.inputs_checksum = zlib.crc32(now.checksum.to_bytes(4, "little"), self.inputs_checksum)
-        if not self._replaying:
-            self._prints.append(now)
-        elif index < len(self._prints):
-            difference = self._prints[index].differs(now)
-            if difference:
-                raise ReplayError(f"replay: batch {index} is not that of the first pass: {difference}")
+        inputs = checksum(distinct if self._forward else [inputs_of(batch) for batch in distinct])
+        self.inputs_checksum = zlib.crc32(inputs.to_bytes(4, "little"), self.inputs_checksum)
+        return inputs
+
+    def _check_batch(self, index: int, inputs: int | None, rows: BatchRows) -> None:
+        assert self._prints is not None  # noqa: S101 - replaying
+        assert inputs is not None  # noqa: S101
+        if index >= len(self._prints):
+            self._check_length(index + 1)
+        difference = self._prints[index].differs(_Print(inputs, rows))
+        if difference:
+            raise ReplayError(f"replay: batch {index} is not that of the first pass: {difference}")
+
+    def _check_length(self, count: int) -> None:
+        expected = len(self._prints or ())
+        if count != expected:
+            more = " or more" if count > expected else ""
+            raise ReplayError(
+                f"replay: the loader gave {count}{more} batches, expected {expected} as in the first pass; it must "
+                "give the same batches each time"
+            )
 
 
 def _checked_loader(loader: Any) -> Any:
+    if isinstance(loader, np.ndarray):
+        loader = _move(loader, None)
     if hasattr(loader, "split") and hasattr(loader, "movedim"):
         return loader.split(_ROWS_OF_A_TENSOR)
     if not isinstance(loader, Iterable) or isinstance(loader, Mapping | str):

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamcca.eager import EAGER
@@ -73,6 +74,7 @@ class _Forward(threading.local):
         self.running = False
         self.complete = False  # a forward has ended and its rows were not taken yet
         self.streaming = False  # rows are counted at once
+        self.held = False  # outputs wait to be taken, whatever runs meanwhile
         self.masks: Masks | None = None
         self.outputs: dict[str, list[_Output]] = {}
         self.axes: dict[tuple[int, ...], int] = {}  # shape of a 3-D or larger output -> axis of its features
@@ -172,7 +174,13 @@ class LayerTap:
         if self.streams is not None:
             self.streams.end(complete=False)
 
+    def hold(self) -> None:
+        """Keep what the last forward brought until it is taken: another model may share modules, or run this one."""
+        self._forward.held = True
+
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._forward.held:
+            return
         self._forward.clear()  # also of what an exception in an earlier forward left
         if _recomputing():
             return
@@ -232,8 +240,13 @@ class LayerTap:
         way = self.ways[name]
         if not self._forward.streaming or self.streams is None:
             return _Output(to_rows(name, tensor, grid, way, valid), grid, valid, whole=False)
+        copy = partial(to_rows, name, tensor, grid, way, valid)
         rows = rows_in_place(tensor, grid) if way == "each" and valid is None else None
-        self.streams.add(name, to_rows(name, tensor, grid, way, valid) if rows is None else rows)
+        if rows is None:
+            rows = copy()
+            self.streams.add(name, rows, lambda: rows)
+        else:
+            self.streams.add(name, rows, copy)
         return _Output(None, grid, valid, whole=False)
 
     def _resized(self, name: str, tensor: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
@@ -328,7 +341,7 @@ class LayerTap:
         import torch
 
         outputs, self._forward.outputs = self._forward.outputs, {}
-        self._forward.complete = False
+        self._forward.complete = self._forward.held = False
         if not self.ways:
             self.ways = {name: ways[name] for name in outputs}
         result: dict[str, Tensor] = {}

@@ -62,6 +62,8 @@ class Watch:
         self.never_called: tuple[str, ...] = ()
 
     def __enter__(self) -> Watch:
+        if self._handle is not None:
+            raise InputError("watch: this watch is open already; make a second one to nest them")
         self._tap.attach()
         # After the tap's own hook on the model, so that the forward is complete.
         self._handle = self._model.register_forward_hook(Hook(self._model, self._commit))
@@ -111,8 +113,8 @@ class Watch:
                 raise LayerError(
                     f"none of the layers {', '.join(self.layers)} was called in a forward pass of the model"
                 )
-            if self._streams is not None and self._streams.moments:
-                check_same_layers(grids, self._streams.moments)
+            if self._streams is not None and self._streams.layers:
+                check_same_layers(grids, self._streams.layers)
         except LayerError:
             if self._streams is not None and self._tap.streaming:
                 self._streams.end(complete=False)
@@ -132,32 +134,33 @@ class Watch:
 
     @property
     def moments(self) -> Moments:
-        """The moments so far, one view per layer that was called; with ``pairs='self'`` a copy.
+        """The moments after the last complete forward, one view per layer that was called.
+
+        With ``pairs='self'``, or of a single layer, a copy; else the object that later forwards update.
 
         Raises
         ------
         InputError
-            Nothing was watched yet, or layers have different numbers of rows (``pairs='self'``).
+            Nothing was watched yet; or, with ``pairs='self'``, layers have different numbers of rows or product types.
         """
-        if self._streams is not None and self._streams.moments:
-            own = list(self._streams.moments.values())
-            return own[0] if len(self._tap.modules) == 1 else self._streams.joined()
+        if self._streams is not None and self._streams.layers:
+            return self._streams.joined()
         if self._moments is None:
             raise InputError("nothing was watched yet; run the model inside the with block first")
         return self._moments
 
     @property
     def layer_moments(self) -> dict[str, Moments]:
-        """With ``pairs='self'``, each layer's own moments, whose numbers of rows may differ."""
+        """With ``pairs='self'``, a copy of each layer's own moments, whose numbers of rows may differ."""
         if self._streams is None:
             raise InputError("layer_moments: these layers share one Moments, see .moments; pass pairs='self' to watch")
-        return dict(self._streams.moments)
+        return self._streams.copies()
 
     @property
     def counts(self) -> dict[str, int]:
         """Rows counted per layer; 0 for a layer that was not called."""
         if self._streams is not None:
-            found = {name: moments.rows for name, moments in self._streams.moments.items()}
+            found = self._streams.counts
         else:
             found = dict.fromkeys(self._moments.views, self._moments.rows) if self._moments is not None else {}
         return {name: found.get(name, 0) for name in self.layers}
