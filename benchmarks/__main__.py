@@ -41,7 +41,9 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
         rounds = args.rounds or (1 if args.quick else 9)
         return [r for width in widths for r in accuracy.run_accuracy(1024 if args.quick else 8192, width, rounds)]
     if which == "hooks":
-        result = hooks.run_hooks(8 if args.quick else 256, 32 if args.quick else 64, args.rounds or 9)
+        result = hooks.run_hooks(
+            8 if args.quick else 256, 32 if args.quick else 64, args.rounds or (3 if args.quick else 31)
+        )
         print(hooks.format_hooks(result), flush=True)
         return [result]
     if which == "identification":

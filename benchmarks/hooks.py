@@ -37,11 +37,11 @@ def _update(moments: dict[str, Any], rows: dict[str, Any]) -> None:
         moments[name].update({name: x})
 
 
-def run_hooks(images: int = 256, size: int = 64, rounds: int = 9) -> dict[str, Any]:
+def run_hooks(images: int = 256, size: int = 64, rounds: int = 31) -> dict[str, Any]:
     """Time a forward pass without hooks, the same while watched, and the updates alone on the rows it brought.
 
     In turn, round after round in one process. The updates alone get the rows once where they lie (channels first) and
-    once stored row by row; the promise is about the latter, which is the faster.
+    once stored row by row, which is faster.
     """
     import numpy as np
     import torch
@@ -77,10 +77,10 @@ def run_hooks(images: int = 256, size: int = 64, rounds: int = 9) -> dict[str, A
             error = np.abs(watch.layer_moments[name].covariance(name, ddof=0) - np.cov(x, rowvar=False, ddof=0)).max()
             assert error < 1e-5 * np.abs(x).max() ** 2, (name, error)
         memory = _memory(model, batch, watch, [x.shape[1] for x in rows.values()])
-        for _ in range(rounds):
-            times["plain forward"].append(_seconds(partial(model, batch)))
-            with watch:
-                times["watched forward"].append(_seconds(partial(model, batch)))
+        for i in range(rounds):
+            for kind in ("plain", "watched") if i % 2 else ("watched", "plain"):
+                with watch if kind == "watched" else contextlib.nullcontext():
+                    times[f"{kind} forward"].append(_seconds(partial(model, batch)))
             for kind, source in (("rows", rows), ("maps", maps)):
                 if not times[f"updates, {kind}"]:
                     _update(alone[kind], source)
@@ -101,12 +101,12 @@ def _result(case: str, times: dict[str, list[float]], memory: dict[str, int]) ->
         "memory": memory,
         "of_updates": factor,
         "of_updates_where_they_lie": factor_maps,
-        "bars": [_verdict(factor)],
+        "bars": [_verdict("where they lie", factor_maps), _verdict("stored row by row", factor)],
     }
 
 
-def _verdict(factor: float) -> dict[str, Any]:
-    promise = f"watching adds <= {_BAR} x the updates alone"
+def _verdict(rows: str, factor: float) -> dict[str, Any]:
+    promise = f"watching adds <= {_BAR} x the updates alone, rows {rows}"
     return {"bar": promise, "wanted": _BAR, "measured": factor, "reached": factor <= _BAR, "text": f"{factor:.2f} x"}
 
 

@@ -96,7 +96,7 @@ def test_an_existing_file_is_kept_unless_forced(files, capsys):
     ("arguments", "sentence"),
     [
         (["out.st", "a.st", "none.st"], "none.st: there is no such file"),
-        (["out.st", "a.st", "junk.st"], "junk.st: damaged, truncated or not a file of saved moments"),
+        (["out.st", "a.st", "junk.st"], "junk.st: damaged, truncated or not written by Moments.save"),
         (["out.st", "a.st", "wide.st"], "wide.st: has views {'x': 5}, expected {'x': 6} as in a.st; merge files"),
         (["out.st", "xy.st", "yx.st"], "yx.st: has views {'y': 5, 'x': 6}, expected {'x': 6, 'y': 5} as in xy.st"),
         (["out.st", "xy.st", "self.st"], "self.st: has pairs [('x', 'x'), ('y', 'y')], expected [('x', 'x'), ("),
