@@ -62,6 +62,9 @@ def test_a_model_with_itself():
     a.register_forward_hook(lambda *_: calls.update(["a"]))
     r = sc.compare(a, a, torch.randn(300, 8).split(100), layers=["0", "2"], precision="float64")
     assert calls == {"a": 3}
+    calls.clear()
+    sc.compare(a, a, torch.randn(300, 8), layers=["0", "2"], precision="float64")
+    assert calls == {"a": 2}  # a tensor is cut into batches once, for both
     np.testing.assert_allclose(np.diag(r.matrix), 1, atol=1e-12)
     np.testing.assert_allclose(r.matrix, r.matrix.T, atol=1e-12)
 

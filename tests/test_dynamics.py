@@ -96,6 +96,14 @@ def test_the_guard_is_needed():
     assert not torch.equal(before, torch.random.get_rng_state())
 
 
+def test_the_loaders_own_generator_is_kept():
+    generator = torch.Generator().manual_seed(3)
+    probe = torch.utils.data.DataLoader(data(200, 2), batch_size=64, generator=generator)
+    before = generator.get_state()
+    sc.Dynamics(Net(), probe, "a", rank=2).record(0)
+    assert torch.equal(before, generator.get_state())
+
+
 def recorded(**options):
     torch.manual_seed(0)
     model = Net()

@@ -11,8 +11,9 @@ from streamcca.accumulate import accumulate
 from streamcca.callbacks import lightning_callback, trainer_callback
 from streamcca.cca import cca, pwcca, svcca
 from streamcca.compare import compare
+from streamcca.curves import Curves
 from streamcca.distributed import all_reduce
-from streamcca.dynamics import Curves, Dynamics
+from streamcca.dynamics import Dynamics
 from streamcca.errors import (
     AccuracyError,
     AccuracyWarning,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from streamcca.dynamics import Curves
+    from streamcca.curves import Curves
     from streamcca.fourier import FourierResult
     from streamcca.many import ModelComparison
 

@@ -155,7 +155,8 @@ class Sweep:
         check_rows(rows)
         self.taps = dict(taps)
         self.inputs_checksum = 0
-        self._loaders = {key: _checked_loader(loader) for key, loader in loaders.items()}
+        checked = {id(loader): _checked_loader(loader) for loader in loaders.values()}
+        self._loaders = {key: checked[id(loader)] for key, loader in loaders.items()}
         self._rows: Rows = rows
         self._forward = forward
         self._progress = progress
