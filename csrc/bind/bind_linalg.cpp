@@ -142,7 +142,7 @@ TruncatedView restore_view(const py::dict& d) {
   v.backward_error = number("backward_error"), v.error = {number("error_relative"), number("error_rows"), values("error_raw")};
   v.vectors = to_matrix(py::cast<DoubleArray>(d["vectors"])), v.eigenvalues = values("eigenvalues"), v.scale = values("scale");
   const auto all = [](const auto& numbers, auto holds) { return std::all_of(std::begin(numbers), std::end(numbers), holds); };
-  const auto sound = [](double number) { return std::isfinite(number) && number >= 0; };
+  const auto sound = [](double value) { return std::isfinite(value) && value >= 0; };
   const bool fits = v.vectors.rows == v.width && v.vectors.cols == v.rank && v.eigenvalues.size() == v.rank && v.rank > 0 &&
                     v.rank <= v.width && v.live <= v.width && v.scale.size() == v.width && v.error.raw.size() == v.width;
   const double single[] = {v.next_eigenvalue, v.trace, v.tolerance, v.backward_error, v.error.relative, v.error.rows};
