@@ -276,15 +276,19 @@ def test_buckets_hold_every_number_once(size):
 def test_the_example_of_the_docs_under_torchrun(tmp_path, capsys):
     (code,) = re.findall(r"```python\n(import .*?)```", (ROOT / "docs/distributed.md").read_text(), flags=re.DOTALL)
     (tmp_path / "script.py").write_text(code)
-    done = subprocess.run(
-        [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "script.py"],
-        cwd=tmp_path,
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "script.py"],
+            cwd=tmp_path,
+            env={**os.environ, **ENVIRONMENT},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        # torch 2.13 sometimes aborts in gloo's threads when a process leaves, with its own all_reduce, too.
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     alone = "\n".join(line for line in code.splitlines() if "dist." not in line and "all_reduce" not in line)
     exec(compile(alone, "docs/distributed.md", "exec"), {"rank": 0, "size": 1})
