@@ -27,7 +27,7 @@ def samples(n=64):
 
 
 def lightning_fit(tmp_path, accumulate=1, **schedule):
-    lightning = pytest.importorskip("lightning")
+    import lightning
 
     class Module(lightning.LightningModule):
         def __init__(self):
@@ -97,7 +97,6 @@ class Classifier(nn.Module):
 
 
 def huggingface_fit(tmp_path, **schedule):
-    pytest.importorskip("accelerate")
     import transformers
 
     model = Classifier()

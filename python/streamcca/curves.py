@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from streamcca._backend import FloatArray
-from streamcca.results import CCAResult
+from streamcca.results import CCAResult, Cells
 from streamcca.views import check_option
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ To = Literal["final", "first", "previous"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Curves:
+class Curves(Cells):
     """Similarity of every layer, at every recorded step, to itself at another step.
 
     Attributes
@@ -46,24 +45,6 @@ class Curves:
     results: tuple[tuple[CCAResult, ...], ...] = field(repr=False)
     n: int
     rows: str
-
-    def _matrix(self, attribute: str) -> FloatArray:
-        return np.array([[getattr(cell, attribute) for cell in row] for row in self.results], dtype=np.float64)
-
-    @property
-    def matrix(self) -> FloatArray:
-        """Similarities (layers, steps)."""
-        return self._matrix("mean")
-
-    @property
-    def null_matrix(self) -> FloatArray:
-        """Chance level of each cell."""
-        return self._matrix("null_mean")
-
-    @property
-    def error_bounds(self) -> FloatArray:
-        """Error bound of each cell."""
-        return self._matrix("error_bound")
 
     def reached(self, similarity: float) -> dict[str, int | None]:
         """Return for each layer the first step from which on it stays at least this similar; None if it never does.

@@ -156,8 +156,32 @@ class CCAResult:
         )
 
 
+class Cells:
+    """A grid of results, and the matrices of their numbers: rows and columns are those of `results`."""
+
+    results: tuple[tuple[CCAResult, ...], ...]
+
+    def _matrix(self, attribute: str) -> FloatArray:
+        return np.array([[getattr(cell, attribute) for cell in row] for row in self.results], dtype=np.float64)
+
+    @property
+    def matrix(self) -> FloatArray:
+        """Similarity of each cell."""
+        return self._matrix("mean")
+
+    @property
+    def null_matrix(self) -> FloatArray:
+        """Chance level of each cell."""
+        return self._matrix("null_mean")
+
+    @property
+    def error_bounds(self) -> FloatArray:
+        """Error bound of each cell."""
+        return self._matrix("error_bound")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerComparison:
+class LayerComparison(Cells):
     """Similarity of every layer of one model with every layer of another.
 
     Attributes
@@ -183,24 +207,6 @@ class LayerComparison:
     n: int | float
     rows: str
     strategy: str = "covariance"
-
-    def _matrix(self, attribute: str) -> FloatArray:
-        return np.array([[getattr(cell, attribute) for cell in row] for row in self.results], dtype=np.float64)
-
-    @property
-    def matrix(self) -> FloatArray:
-        """Similarities, (layers of a) x (layers of b)."""
-        return self._matrix("mean")
-
-    @property
-    def null_matrix(self) -> FloatArray:
-        """Chance level of each cell."""
-        return self._matrix("null_mean")
-
-    @property
-    def error_bounds(self) -> FloatArray:
-        """Error bound of each cell."""
-        return self._matrix("error_bound")
 
     def __getitem__(self, layers: tuple[str, str]) -> CCAResult:
         if not isinstance(layers, tuple) or len(layers) != 2:

@@ -256,7 +256,7 @@ def watch(
         'fourier' puts the new positions where strided convolutions put theirs, the others in the middle of areas.
     pairs, precision, nonfinite, threads
         As in `Moments`. With ``pairs='self'`` each layer is for itself: its rows are counted straight from its output,
-        at the cost of the arithmetic alone, and layers may have different numbers of rows (``.layer_moments``).
+        without a copy of them, and layers may have different numbers of rows (``.layer_moments``).
     device : None or 'cpu'
         'cpu' copies rows that are on another device to the CPU; None refuses them.
 
