@@ -62,7 +62,7 @@ class LayerStreams:
             if self._owner != threading.get_ident():
                 return  # closed meanwhile
             moments = self._moments_of(layer, int(rows.shape[-1]))
-            if layer in self._kept or (layer not in self._marked and self._mark_is_dearer(layer, rows)):
+            if layer in self._kept or (layer not in self._marked and _mark_is_dearer(rows)):
                 moments._core.check([rows])
                 self._kept.setdefault(layer, []).append(copy())
                 return
@@ -70,9 +70,6 @@ class LayerStreams:
                 moments._core.mark()
                 self._marked.add(layer)
             moments.update({layer: rows})
-
-    def _mark_is_dearer(self, layer: str, rows: Tensor) -> bool:
-        return rows.numel() * rows.element_size() < state_bytes([self._moments[layer].views[layer]], [(0, 0)])
 
     def end(self, complete: bool) -> None:
         """End the forward: keep what it brought, or take it back; then count what waited."""
@@ -164,6 +161,11 @@ class LayerStreams:
         result = Moments({name: m.views[name] for name, m in copies.items()}, **self._options)
         result._core.restore(_joined_state([m._core for m in copies.values()]))
         return result
+
+
+def _mark_is_dearer(rows: Tensor) -> bool:
+    # A mark copies half of a float64 matrix.
+    return rows.numel() * rows.element_size() < 4 * rows.shape[-1] ** 2
 
 
 def _joined_state(cores: list[Accumulator]) -> dict[str, Any]:
