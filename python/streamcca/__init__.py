@@ -36,6 +36,7 @@ from streamcca.errors import (
     UnderdeterminedError,
 )
 from streamcca.fourier import FourierResult, svcca_fourier
+from streamcca.gram import Gram, gram
 from streamcca.many import ModelComparison
 from streamcca.moments import Moments
 from streamcca.plan import Plan, plan
@@ -63,6 +64,8 @@ __all__ = [
     "svcca_fourier",
     "compare",
     "subspace_scores",
+    "Gram",
+    "gram",
     "plan",
     "truncate",
     "null_mean",

@@ -2,146 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import warnings as _warnings
 from typing import Any, Literal
 
-from streamcca import _backend
-from streamcca._backend import FloatArray
-from streamcca.errors import (
-    AccuracyError,
-    AccuracyWarning,
-    InputError,
-    SampleSizeWarning,
-    StreamCCAWarning,
-    UnderdeterminedError,
-)
-from streamcca.results import CCAResult, Truncation
-from streamcca.significance import forced_ones, null_mean
-from streamcca.sources import moments_of
-from streamcca.subspace import Rule, Truncated, checked_ridge, parse_rule, truncate_view, why_uncertain
-
-Measure = Literal["svcca", "cca", "pwcca"]
-Progress = bool | Literal["auto"]
-
-WARN_ABOVE = 1e-6
-REFUSE_ABOVE = 1e-2
-FULL = Rule("full")
-VARIANCE_99 = Rule("variance", 0.99, 0.99)
-_REMEDY = "truncate more, add a ridge, or accumulate with precision='float64'"
-
-
-def correlate(
-    x: Truncated,
-    y: Truncated,
-    cross: FloatArray,
-    *,
-    kept: bool = False,
-    measure: Measure,
-    side: str = "",
-    ridge: float = 0.0,
-    allow_underdetermined: bool = False,
-    allow_inaccurate: bool = False,
-) -> tuple[CCAResult, list[StreamCCAWarning]]:
-    """CCA of two truncated views of the same rows; returns the result and the warnings that belong to it.
-
-    `cross` is their covariance (dx, dy), or, if `kept`, that of the projections of the rows (kx, ky).
-    """
-    kx, ky, n = x.native.rank, y.native.rank, x.rows
-    notes = _check_rows(x, y, n, allow_underdetermined)
-    numbers = _backend.compare(x.native, y.native, cross, side, kept)
-    # Each rank that could as well be one higher or lower moves one correlation by at most 1.
-    uncertain = x.uncertain_ranks + y.uncertain_ranks
-    rounding, shares = numbers["mean_error_bound"], numbers["shares_error_bound"]
-    bound = min(1.0, rounding + shares + uncertain * float(numbers["shares"].max()))
-    notes += _check_accuracy(x, y, rounding, bound, allow_inaccurate)
-    if shares > WARN_ABOVE:
-        notes.append(
-            AccuracyWarning(
-                "correlations that tie within rounding leave their variates, hence the projection weights, "
-                f"undetermined: the mean could differ by up to {shares:.1e}"
-            )
-        )
-    result = CCAResult(
-        measure=measure,
-        mean=numbers["mean"],
-        correlations=numbers["correlations"],
-        rank_x=kx,
-        rank_y=ky,
-        n=x.n,
-        rows=n,
-        width_x=x.native.width,
-        width_y=y.native.width,
-        truncation=Truncation(x.rule, x.native.share, y.native.share, x.native.margin, y.native.margin, uncertain == 0),
-        error_bound=bound,
-        correlation_error_bounds=numbers["correlation_error_bounds"],
-        null_mean=null_mean(kx, ky, n),
-        x_weights=numbers["x_weights"],
-        y_weights=numbers["y_weights"],
-        shares=numbers["shares"],
-        side=side,
-        condition_x=_condition(x),
-        condition_y=_condition(y),
-        numerical_rank_x=x.native.numerical_rank,
-        numerical_rank_y=y.native.numerical_rank,
-        ridge=ridge,
-        precision=x.precision,
-        warnings=tuple(str(note) for note in notes),
-    )
-    return result, notes
-
-
-def _check_rows(x: Truncated, y: Truncated, n: int, allow_underdetermined: bool) -> list[StreamCCAWarning]:
-    kx, ky = x.native.rank, y.native.rank
-    where = f"views {x.view!r} and {y.view!r}: n = {n} rows"
-    if n - 1 <= max(kx, ky):
-        text = (
-            f"{where} are too few for ({kx}, {ky}) kept directions: with n - 1 <= max(kx, ky) every correlation is 1 "
-            "whatever the data"
-        )
-        if not allow_underdetermined:
-            raise UnderdeterminedError(
-                f"{text}; add rows, keep fewer directions (rank= or a lower share), or pass allow_underdetermined=True"
-            )
-        return [SampleSizeWarning(text)]
-    ones = forced_ones(kx, ky, n)
-    if not ones:
-        return []
-    return [
-        SampleSizeWarning(
-            f"{where} for ({kx}, {ky}) kept directions force {ones} of the {min(kx, ky)} correlations to 1 whatever "
-            "the data; add rows or keep fewer directions"
-        )
-    ]
-
-
-def _check_accuracy(
-    x: Truncated, y: Truncated, rounding: float, bound: float, allow_inaccurate: bool
-) -> list[StreamCCAWarning]:
-    """Refuse or note what limits the digits: rounding, an unresolved cut, directions below rounding."""
-    # A threshold that falls between two ranks can be moved; that directions drown in rounding is the data's doing
-    # (neurons that depend on each other exactly look the same), so it is said and bounded, but not refused.
-    cut = [side for side in (x, y) if side.uncertain_ranks and not side.rule.keeps_all]
-    drowned = [side for side in (x, y) if side.uncertain_ranks and side.rule.keeps_all]
-    amount = bound if cut else rounding
-    if amount > REFUSE_ABOVE and not allow_inaccurate:
-        raise AccuracyError(
-            f"views {x.view!r} and {y.view!r}: rounding may have moved the mean by {amount:.1e}, more than "
-            f"{REFUSE_ABOVE:g}{', since it decides the rank' if cut else ''}; {_REMEDY}, or pass allow_inaccurate=True"
-        )
-    notes = [
-        StreamCCAWarning(f"view {side.view!r}: {side.constant_neurons} constant neurons are left out")
-        for side in (x, y)
-        if side.rule.name == "full" and side.constant_neurons
-    ]
-    if rounding > WARN_ABOVE:
-        notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {rounding:.1e}; {_REMEDY}"))
-    notes += [AccuracyWarning(why_uncertain(side)) for side in cut + drowned]
-    return notes
-
-
-def _condition(side: Truncated) -> float:
-    values = side.native.eigenvalues
-    return float((values[0] / values[-1]) ** 0.5)
+from streamcca.errors import InputError
+from streamcca.pairing import FULL, VARIANCE_99, Measure, Progress
+from streamcca.plan import Strategy
+from streamcca.results import CCAResult
+from streamcca.routes import route
+from streamcca.subspace import Rule, checked_ridge, parse_rule
 
 
 def _run(
@@ -149,26 +19,13 @@ def _run(
     measure: Measure,
     rule: Rule,
     *,
-    side: str,
-    ridge: float,
-    allow_underdetermined: bool,
-    allow_inaccurate: bool,
+    strategy: Strategy,
+    folder: Any,
     accumulate: dict[str, Any],
+    **options: Any,
 ) -> CCAResult:
-    ridge = checked_ridge(ridge)
-    moments, a, b = moments_of(data, **accumulate)
-    x = truncate_view(moments, a, rule, rule.x, ridge)
-    y = truncate_view(moments, b, rule, rule.y, ridge)
-    result, notes = correlate(
-        x,
-        y,
-        moments.covariance(a, b),
-        measure=measure,
-        side=side,
-        ridge=ridge,
-        allow_underdetermined=allow_underdetermined,
-        allow_inaccurate=allow_inaccurate,
-    )
+    options["ridge"] = checked_ridge(options["ridge"])
+    result, notes = route(data, rule, strategy, folder, accumulate, measure=measure, **options)
     for note in notes:
         _warnings.warn(note, stacklevel=3)
     return result
@@ -186,6 +43,8 @@ def svcca(
     nonfinite: str = "raise",
     threads: int | None = None,
     progress: Progress = "auto",
+    strategy: Strategy = "auto",
+    folder: str | os.PathLike[str] | None = None,
 ) -> CCAResult:
     """Singular vector canonical correlation analysis: how alike two representations are.
 
@@ -213,6 +72,11 @@ def svcca(
         As in `Moments`, for data that are not moments yet.
     progress : 'auto' or bool
         Progress bar on stderr for files and iterables; 'auto' shows it on a terminal.
+    strategy : 'auto', 'covariance' or 'gram'
+        How the numbers come about, for data that are not moments yet: by covariances, of any number of rows; by an
+        n x n matrix for each view, of any width (`gram`). 'auto' takes the first that fits into memory; see `plan`.
+    folder : path, optional
+        For 'gram': where rows of an iterable wait, and where a killed job goes on; see `gram`.
 
     Returns
     -------
@@ -223,6 +87,8 @@ def svcca(
     ------
     InputError, DTypeError, NonFiniteError
         The data cannot be used.
+    MemoryLimitError
+        No strategy fits, or not the one asked for; said before anything is allocated.
     UnderdeterminedError
         n - 1 <= max(kx, ky): every correlation would be 1.
     AccuracyError
@@ -247,6 +113,8 @@ def svcca(
         data,
         "svcca",
         parse_rule(variance, nuclear, rank, VARIANCE_99),
+        strategy=strategy,
+        folder=folder,
         side="",
         ridge=ridge,
         allow_underdetermined=allow_underdetermined,
@@ -267,6 +135,8 @@ def cca(
     nonfinite: str = "raise",
     threads: int | None = None,
     progress: Progress = "auto",
+    strategy: Strategy = "auto",
+    folder: str | os.PathLike[str] | None = None,
 ) -> CCAResult:
     """Canonical correlation analysis, by default without truncation.
 
@@ -290,6 +160,8 @@ def cca(
         data,
         "cca",
         parse_rule(variance, nuclear, rank, FULL),
+        strategy=strategy,
+        folder=folder,
         side="",
         ridge=ridge,
         allow_underdetermined=allow_underdetermined,
@@ -311,6 +183,8 @@ def pwcca(
     nonfinite: str = "raise",
     threads: int | None = None,
     progress: Progress = "auto",
+    strategy: Strategy = "auto",
+    folder: str | os.PathLike[str] | None = None,
 ) -> CCAResult:
     """Projection-weighted CCA: correlations weighted by how much of one view they account for.
 
@@ -336,6 +210,8 @@ def pwcca(
         data,
         "pwcca",
         parse_rule(variance, nuclear, rank, FULL),
+        strategy=strategy,
+        folder=folder,
         side=side,
         ridge=ridge,
         allow_underdetermined=allow_underdetermined,

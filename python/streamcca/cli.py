@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--precision", choices=("auto", "float32", "float64"), default="auto")
     compare.add_argument("--nonfinite", choices=("raise", "skip"), default="raise", help="rows with NaN or infinity")
     compare.add_argument("--threads", type=_count)
+    compare.add_argument(
+        "--strategy", choices=("auto", "covariance", "gram"), default="auto", help="gram: layers of any width, few rows"
+    )
+    compare.add_argument("--folder", metavar="DIR", help="where a killed job of strategy gram goes on")
     compare.add_argument("--plot", metavar="OUT.png", help="draw the correlations (needs matplotlib)")
     compare.add_argument("--allow-underdetermined", action="store_true")
     compare.add_argument("--allow-inaccurate", action="store_true")
@@ -131,6 +135,8 @@ def _compare(args: argparse.Namespace) -> int:
         nonfinite=args.nonfinite,
         threads=args.threads,
         progress=_progress(args),
+        strategy=args.strategy,
+        folder=args.folder,
         allow_underdetermined=args.allow_underdetermined,
         allow_inaccurate=args.allow_inaccurate,
         **options,

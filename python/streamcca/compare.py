@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 from streamcca._backend import FloatArray
-from streamcca.cca import FULL, VARIANCE_99, Measure, Progress, correlate
 from streamcca.errors import InputError, MemoryLimitError, ReplayError
 from streamcca.layers import Layers, unwrapped
 from streamcca.many import Checkpoint, ModelComparison, compare_checkpoints, compare_models, compare_scores
 from streamcca.masks import Mask
 from streamcca.moments import Moments, NonFinite, Precision
-from streamcca.plan import KEPT, STRATEGIES, Plan, Strategy, plan, replay_bytes
+from streamcca.pairing import FULL, VARIANCE_99, Measure, Progress, correlate
+from streamcca.plan import Plan, Strategy, Way, kept_by, plan_among, replay_bytes
 from streamcca.projection import Projector
 from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.results import LayerComparison
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Checkpoints = Sequence[Checkpoint] | Mapping[str, Checkpoint]
 
 Cross = Callable[[str, str], FloatArray]
+_WAYS: tuple[Way, ...] = ("covariance", "replay")
 
 
 @overload
@@ -154,7 +155,7 @@ def compare(  # type: ignore[misc]
     """
     check_option("measure", measure, ("svcca", "cca", "pwcca"))
     check_option("side", side, ("x", "y"))
-    check_option("strategy", strategy, STRATEGIES)
+    check_option("strategy", strategy, ("auto", *_WAYS))
     pairing = {
         "measure": measure,
         "side": side if measure == "pwcca" else "",
@@ -238,7 +239,7 @@ def _two_models(
     memory: int | None,
     progress: Progress,
 ) -> LayerComparison:
-    moments, bill = _first_pass(sweep, options, _kept_by(rule), strategy, memory, progress)
+    moments, bill = _first_pass(sweep, options, kept_by(rule), strategy, memory, progress)
     sweep.report_silent()
     kept = bill.strategy == "replay"
     names = {key: sweep.names(key) for key in sweep.taps}
@@ -293,7 +294,16 @@ def _first_pass(
             widths = {name: int(x.shape[1]) for name, x in batch_rows.items()}
             own = [(name, name) for name in widths]
             cross = _cross_pairs(widths)
-            bill = plan(widths, pairs=own + cross, memory=memory, replay=sweep.repeatable, strategy=strategy, kept=kept)
+            bill = plan_among(
+                _WAYS,
+                widths,
+                None,
+                pairs=own + cross,
+                memory=memory,
+                replay=sweep.repeatable,
+                strategy=strategy,
+                kept=kept,
+            )
             if progress_wanted(progress):
                 print(bill, file=sys.stderr)
             if bill.strategy == "replay":
@@ -306,13 +316,6 @@ def _first_pass(
     assert moments is not None  # noqa: S101 - run refuses an empty loader
     assert bill is not None  # noqa: S101
     return moments, bill
-
-
-def _kept_by(rule: Rule) -> float:
-    """Return what a rule is expected to keep, in the terms of `plan`: a number or a share."""
-    if rule.name == "rank":
-        return int(max(rule.x, rule.y))
-    return 1.0 if rule.keeps_all else KEPT
 
 
 def _check_second_pass(bill: Plan, ranks: Mapping[str, int], widths: Mapping[str, int]) -> None:

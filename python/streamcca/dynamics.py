@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamcca.cca import Measure, Progress
 from streamcca.curves import Curves, To
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Precision
+from streamcca.pairing import Measure, Progress
 from streamcca.resize import Resize, ResizeBy
 from streamcca.rows import Rows
 from streamcca.scores import SubspaceScores, Warned, subspace_scores, tell

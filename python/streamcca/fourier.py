@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from streamcca import _backend
 from streamcca._backend import FloatArray, Rounding, TruncatedView
-from streamcca.cca import REFUSE_ABOVE, VARIANCE_99, WARN_ABOVE, Progress
 from streamcca.errors import (
     AccuracyError,
     AccuracyWarning,
@@ -22,6 +21,7 @@ from streamcca.errors import (
     UnderdeterminedError,
 )
 from streamcca.frequencies import Frequency, Spectra, covariances, spectra_of
+from streamcca.pairing import REFUSE_ABOVE, VARIANCE_99, WARN_ABOVE, Progress
 from streamcca.resize import size_text
 from streamcca.results import plain
 from streamcca.significance import complex_null_mean, forced_ones, null_mean

@@ -60,13 +60,13 @@ class PairPasses:
     ----------
     data : (X, Y) or (batches,)
         Two arrays, memory maps or ``.npy`` paths; or an iterable of pairs, which can be read again if it is no
-        iterator. An iterable may have a method ``batches(first_row)`` that starts at any row; else rows are read
-        and passed over.
+        iterator. An iterable may have a method ``batches(first_row)`` that starts at any row (else rows are read and
+        passed over), and an attribute ``rows``, their number.
 
     Attributes
     ----------
     rows : int or None
-        Number of rows; None for iterables, until a pass has ended.
+        Number of rows; None for iterables that do not say, until a pass has ended.
     """
 
     def __init__(self, data: tuple[Any, ...]) -> None:
@@ -75,6 +75,7 @@ class PairPasses:
         self._iterable: Any = None
         if len(data) == 1 and isinstance(data[0], Iterable) and not hasattr(data[0], "shape"):
             self._iterable = data[0]
+            self.rows = getattr(self._iterable, "rows", None)
         elif len(data) == 2:
             try:
                 self._sources = [open_source(array, name) for array, name in zip(data, "xy", strict=True)]
@@ -91,6 +92,11 @@ class PairPasses:
                 )
         else:
             raise InputError("data: expected two arrays or .npy paths (X, Y), or one iterable of (x, y) batches")
+
+    @property
+    def sources(self) -> list[RowSource]:
+        """The two arrays or files; empty for iterables."""
+        return list(self._sources)
 
     @property
     def repeatable(self) -> bool:

@@ -9,10 +9,13 @@ from typing import Any, Literal
 from streamcca._backend import peak_gflops, state_bytes
 from streamcca._memory import available_memory
 from streamcca.errors import InputError, MemoryLimitError
+from streamcca.gram import gram_bytes, gram_flops
+from streamcca.subspace import Rule
 from streamcca.views import Pairs, check_option, checked_views, pair_list
 
-Strategy = Literal["auto", "covariance", "replay"]
-STRATEGIES = ("auto", "covariance", "replay")
+Way = Literal["covariance", "replay", "gram", "sketch", "qr"]
+Strategy = Literal["auto", "covariance", "replay", "gram", "sketch", "qr"]
+WAYS: tuple[Way, ...] = ("covariance", "replay", "gram", "sketch", "qr")
 # Share of the peak that the kernels reach, all in all; see docs/performance.md.
 _EFFICIENCY = 0.75
 # Share of its directions that a layer is taken to keep where the rule does not say.
@@ -26,9 +29,10 @@ class Route:
 
     Attributes
     ----------
-    strategy : 'covariance' or 'replay'
-        All cross-covariances in one pass; or a first pass for each view's own covariance, truncation, and a second one
-        that pairs the rows' projections.
+    strategy : 'covariance', 'replay', 'gram', 'sketch' or 'qr'
+        All cross-covariances in one pass; a first pass for each view's own covariance, truncation, and a second one
+        that pairs the rows' projections; an n x n matrix for each view; Frequent Directions and a replay; a triangular
+        factor of all rows.
     passes : int
         Passes over the data.
     memory : int
@@ -37,13 +41,19 @@ class Route:
         Arithmetic for one row, beside the models' own.
     fits : bool
         Whether `memory` is within the limit.
+    disk : int
+        Bytes of rows that wait on disk meanwhile, where they come from a model or an iterable.
+    exact : bool
+        Whether the numbers are exact to rounding; those of a sketch come with a wider bound.
     """
 
-    strategy: Literal["covariance", "replay"]
+    strategy: Way
     passes: int
     memory: int
     flops_per_row: float
     fits: bool
+    disk: int = 0
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Plan:
 
     Attributes
     ----------
-    strategy : 'covariance' or 'replay'
+    strategy : 'covariance', 'replay', 'gram', 'sketch' or 'qr'
         The route taken.
     routes : tuple of Route
         All routes that were considered, in order of preference.
@@ -68,7 +78,7 @@ class Plan:
         How many there are.
     """
 
-    strategy: Literal["covariance", "replay"]
+    strategy: Way
     routes: tuple[Route, ...]
     memory_limit: int
     limit_from: str
@@ -93,6 +103,16 @@ class Plan:
         return self.route.passes
 
     @property
+    def disk(self) -> int:
+        """Bytes on disk on the route taken, where rows do not lie in files or arrays already."""
+        return self.route.disk
+
+    @property
+    def exact(self) -> bool:
+        """Whether the route taken is exact to rounding."""
+        return self.route.exact
+
+    @property
     def flops(self) -> float | None:
         """Arithmetic of the route taken, beside the models' own; None if the number of rows is not known."""
         return None if self.n is None else self.n * self.route.flops_per_row
@@ -107,17 +127,18 @@ class Plan:
         count = 1_000_000 if self.n is None else self.n
         lines = [
             f"{self.views} views, {self.pairs} pairs; limit {_size(self.memory_limit)} ({self.limit_from})",
-            f"{'route':<12}{'passes':>7}{'memory':>12}{f'GFLOP for {rows}':>30}",
+            f"{'route':<12}{'passes':>7}{'memory':>12}{'disk':>12}{f'GFLOP for {rows}':>30}",
         ]
         for route in self.routes:
             chosen = "  <- taken" if route.strategy == self.strategy else "" if route.fits else "  does not fit"
             lines.append(
                 f"{route.strategy:<12}{route.passes:>7}{_size(route.memory):>12}"
-                f"{route.flops_per_row * count / 1e9:>30.1f}{chosen}"
+                f"{_size(route.disk) if route.disk else '-':>12}{route.flops_per_row * count / 1e9:>30.1f}{chosen}"
             )
+        sketched = any(not route.exact for route in self.routes)
         lines.append(
-            f"both give the same numbers; billed for {self._kept_text()} kept of each view; the forward passes of the "
-            "models come on top, once each pass"
+            f"all give the same numbers{', the sketch within its bound' if sketched else ''}; billed for "
+            f"{self._kept_text()} kept of each view; the forward passes of models come on top, once each pass"
         )
         return "\n".join(lines)
 
@@ -138,6 +159,7 @@ def plan(
     replay: bool = True,
     strategy: Strategy = "auto",
     kept: float = KEPT,
+    itemsize: int = 4,
 ) -> Plan:
     """Say what it costs to compare views, and choose the way to do it, before anything is allocated.
 
@@ -153,11 +175,16 @@ def plan(
         Bytes that may be taken; by default what the system leaves.
     replay : bool
         Whether the rows can be read twice.
-    strategy : 'auto', 'covariance' or 'replay'
+    strategy : 'auto', 'covariance', 'replay', 'gram', 'sketch' or 'qr'
         'covariance' forms all cross-covariances in one pass. 'replay' forms only each view's own, truncates, reads the
-        rows again and pairs their projections on the kept directions. 'auto' takes the first if it fits.
+        rows again and pairs their projections on the kept directions. 'gram' forms an n x n matrix for each view, of
+        any width (and needs `n`). 'sketch' keeps some directions of rows of any width and number, reads the rows again,
+        and says how far its numbers can be off. 'qr' is for ill-conditioned views and only taken when asked for.
+        'auto' takes the first of the others, in this order, that fits.
     kept : float or int
         What a view is taken to keep of its directions: a share, or, as an int, how many.
+    itemsize : int
+        Bytes of a number of the rows, for what 'gram' writes to disk.
 
     Returns
     -------
@@ -173,8 +200,34 @@ def plan(
     >>> plan({"a": 512, "b": 512}, 10_000, memory=1 << 30).strategy
     'covariance'
     """
+    return plan_among(
+        WAYS,
+        shapes,
+        n,
+        pairs=pairs,
+        memory=memory,
+        replay=replay,
+        strategy=strategy,
+        kept=kept,
+        itemsize=itemsize,
+    )
+
+
+def plan_among(
+    ways: tuple[Way, ...],
+    shapes: Mapping[str, int],
+    n: int | None,
+    *,
+    pairs: Pairs,
+    memory: int | None,
+    replay: bool,
+    strategy: Strategy,
+    kept: float,
+    itemsize: int = 4,
+) -> Plan:
+    """Plan with the routes that a caller can take; see `plan`."""
     views = checked_views(shapes)
-    check_option("strategy", strategy, STRATEGIES)
+    check_option("strategy", strategy, ("auto", *ways))
     is_share = isinstance(kept, float) and 0 < kept <= 1
     if isinstance(kept, bool) or not (is_share or (isinstance(kept, int) and kept >= 1)):
         raise InputError(
@@ -188,13 +241,25 @@ def plan(
     wanted = pair_list(list(views), pairs)
     limit, source = (memory, "memory=") if memory is not None else available_memory()
     ranks = {name: min(d, kept) if isinstance(kept, int) else max(1, round(kept * d)) for name, d in views.items()}
-    routes = [_covariance_route(views, wanted, limit, ranks)]
-    if replay:
-        routes.append(_replay_route(views, wanted, limit, ranks))
+    considered: dict[Way, Route | None] = {
+        "covariance": _covariance_route(views, wanted, limit, ranks),
+        "replay": _replay_route(views, wanted, limit, ranks) if replay else None,
+        "gram": _gram_route(views, n, limit, itemsize) if n else None,
+    }
+    if strategy == "gram" and not n:
+        raise InputError("n: got None, expected the number of rows, whose square strategy='gram' holds")
+    routes = [route for way, route in considered.items() if way in ways and route is not None]
     chosen = [r for r in routes if strategy in ("auto", r.strategy) and r.fits]
     if not chosen:
         raise MemoryLimitError(_refusal(routes, limit, source, strategy, replay))
     return Plan(chosen[0].strategy, tuple(routes), limit, source, n, kept, len(views), len(wanted))
+
+
+def kept_by(rule: Rule) -> float:
+    """Return what a rule is expected to keep, in the terms of `plan`: a number or a share."""
+    if rule.name == "rank":
+        return int(max(rule.x, rule.y))
+    return 1.0 if rule.keeps_all else KEPT
 
 
 def _indices(views: Mapping[str, int], pairs: list[tuple[str, str]]) -> list[tuple[int, int]]:
@@ -245,6 +310,12 @@ def _replay_route(views: dict[str, int], pairs: list[tuple[str, str]], limit: in
     # Projections and their products are float64, at half the speed.
     flops = _products(views, _own(views)) + 2 * (projecting + _products(ranks, cross))
     return Route("replay", 2, memory, flops, memory <= limit)
+
+
+def _gram_route(views: dict[str, int], n: int, limit: int, itemsize: int) -> Route:
+    widths = list(views.values())
+    memory = gram_bytes(n, widths, [width * itemsize for width in widths])
+    return Route("gram", 1, memory, gram_flops(n, widths) / n, memory <= limit, n * sum(widths) * itemsize)
 
 
 def _refusal(routes: list[Route], limit: int, source: str, strategy: Any, replay: bool) -> str:

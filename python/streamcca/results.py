@@ -95,6 +95,8 @@ class CCAResult:
         Type in which products were formed (after merging different ones: that of the receiver).
     warnings : tuple of str
         What a reader of the number should know.
+    strategy : 'covariance', 'gram', 'sketch' or 'qr'
+        The route that the numbers came by. Those for wide layers leave the weights of neurons out: they are (0, m).
     """
 
     measure: str
@@ -121,6 +123,7 @@ class CCAResult:
     ridge: float
     precision: str
     warnings: tuple[str, ...] = ()
+    strategy: str = "covariance"
 
     def __post_init__(self) -> None:
         for item in fields(self):

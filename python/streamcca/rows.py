@@ -255,8 +255,8 @@ def to_rows(layer: str, tensor: Tensor, grid: Grid, way: Way, valid: Tensor | No
     return rows.clone() if shares else rows
 
 
-# Fewer rows of a sample than this are cheaper to copy than to read where they lie (measured: 2 and 3 positions cost 4 to 9 %
-# more in place, 4 to 15 cost 5 to 24 % less).
+# Fewer rows of a sample than this are cheaper to copy than to read where they lie (measured: 2 and 3 positions cost
+# 4 to 9 % more in place, 4 to 15 cost 5 to 24 % less).
 _FEWEST_IN_PLACE = 4
 
 

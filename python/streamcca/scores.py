@@ -12,11 +12,11 @@ import numpy as np
 
 from streamcca import store
 from streamcca._backend import FloatArray, TruncatedView
-from streamcca.cca import VARIANCE_99, Progress, correlate
 from streamcca.errors import InputError, LayerError, ReplayError, StateFileError, StreamCCAWarning
 from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Moments, Precision
+from streamcca.pairing import VARIANCE_99, Progress, correlate
 from streamcca.projection import Projector
 from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.results import CCAResult

@@ -159,6 +159,20 @@ class NpyFile:
             done += got
         return self._native(self._buffer[:count])
 
+    def read_columns(self, first: int, count: int) -> np.ndarray[Any, Any]:
+        """Read some columns of all rows."""
+        result = np.empty((self.rows, count), self._dtype)
+        if self._fortran:
+            columns = np.memmap(self.path, self._dtype, "r", self._start, (self.rows, self.width), "F")
+            result[:] = columns[:, first : first + count]
+            return self._native(result)
+        size, descriptor = self._dtype.itemsize, self._file.fileno()
+        for row, target in enumerate(result):
+            part = target.view(np.uint8).data
+            if os.preadv(descriptor, [part], self._start + row * self.row_bytes + first * size) != len(part):
+                raise StateFileError(f"view {self.name!r}: {self.path} became shorter while it was read")
+        return self._native(result)
+
     def _native(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return rows if self._dtype.isnative else rows.astype(self._dtype.newbyteorder("="))
 

@@ -1,0 +1,138 @@
+"""The way from data to the comparison of two views: by covariances, or by what fits where these do not."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from streamcca.errors import InputError, StreamCCAWarning
+from streamcca.gram import Gram, gram
+from streamcca.gram_cca import gram_svcca
+from streamcca.moments import Moments
+from streamcca.pairing import correlate
+from streamcca.plan import Strategy, Way, kept_by, plan_among
+from streamcca.results import CCAResult
+from streamcca.sources import ArraySource, NpyFile, moments_of, open_source, pair_of, progress_wanted
+from streamcca.subspace import Rule, truncate_view
+from streamcca.views import check_option
+
+Outcome = tuple[CCAResult, list[StreamCCAWarning]]
+_WAYS: tuple[Way, ...] = ("covariance", "gram")
+# Up to this width a covariance and all that is done with it take less than asking how much memory is left is worth.
+_SURELY_FITS = 1024
+
+
+def route(
+    data: tuple[Any, ...], rule: Rule, strategy: Strategy, folder: Any, accumulate: dict[str, Any], **options: Any
+) -> Outcome:
+    """Compare two views of whatever the measures accept, on the route that was asked for or fits.
+
+    `accumulate` are the options of `moments_of`; `options` what `correlate` takes.
+    """
+    check_option("strategy", strategy, ("auto", *_WAYS))
+    if data and isinstance(data[0], Moments | Gram):
+        return _of_state(data, rule, strategy, folder, options)
+    data, way = _choose(data, rule, strategy, accumulate["progress"])
+    if way == "gram":
+        return _by_gram(data, rule, folder, accumulate, options)
+    _refuse_folder(folder)
+    return _by_covariance(data, rule, accumulate, options)
+
+
+def _of_state(data: tuple[Any, ...], rule: Rule, strategy: Strategy, folder: Any, options: dict[str, Any]) -> Outcome:
+    """Compare views whose rows are all counted: no route is left to choose."""
+    own = "gram" if isinstance(data[0], Gram) else "covariance"
+    if strategy not in ("auto", own):
+        raise InputError(
+            f"strategy: got {strategy!r} with {type(data[0]).__name__}, which are of strategy {own!r}; give the rows "
+            "themselves, or leave strategy= out"
+        )
+    _refuse_folder(folder)
+    if own == "covariance":
+        return _by_covariance(data, rule, {}, options)
+    names = data[1:] or tuple(data[0].views)
+    if len(names) != 2:
+        raise InputError(f"name two of the views {', '.join(map(repr, data[0].views))}: measure(gram, 'x', 'y')")
+    return _compare_grams(data[0], names[0], names[1], rule, options)
+
+
+def _refuse_folder(folder: Any) -> None:
+    if folder is not None:
+        raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")
+
+
+def _by_covariance(data: tuple[Any, ...], rule: Rule, accumulate: dict[str, Any], options: dict[str, Any]) -> Outcome:
+    moments, a, b = moments_of(data, **accumulate)
+    x = truncate_view(moments, a, rule, rule.x, options["ridge"])
+    y = truncate_view(moments, b, rule, rule.y, options["ridge"])
+    return correlate(x, y, moments.covariance(a, b), **options)
+
+
+def _by_gram(
+    data: tuple[Any, ...], rule: Rule, folder: Any, accumulate: dict[str, Any], options: dict[str, Any]
+) -> Outcome:
+    accumulate = dict(accumulate)
+    if accumulate.pop("nonfinite") != "raise":
+        raise InputError("nonfinite: strategy='gram' takes 'raise' only; leave rows with NaN out before")
+    _check_options(options)
+    return _compare_grams(gram(*data, folder=folder, **accumulate), "x", "y", rule, options)
+
+
+def _compare_grams(grams: Gram, a: str, b: str, rule: Rule, options: dict[str, Any]) -> Outcome:
+    _check_options(options)
+    return gram_svcca(grams, a, b, rule, **{k: v for k, v in options.items() if k not in ("ridge", "side")})
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    if options["ridge"]:
+        raise InputError(f"ridge: got {options['ridge']:g} on the Gram route, which has no neurons to add it to; use 0")
+
+
+def _choose(data: tuple[Any, ...], rule: Rule, strategy: Strategy, progress: Any) -> tuple[tuple[Any, ...], Way]:
+    """Return the data, an iterator put together again, and the route to take."""
+    rows, widths, itemsize, data = _shapes(data)
+    if max(widths) <= _SURELY_FITS and strategy in ("auto", "covariance"):
+        return data, "covariance"
+    if rows is None and strategy == "gram":
+        return data, "gram"  # which checks when the rows are counted
+    bill = plan_among(
+        _WAYS,
+        dict(zip("xy", widths, strict=True)),
+        rows,
+        pairs="all",
+        memory=None,
+        replay=True,
+        strategy=strategy,
+        kept=kept_by(rule),
+        itemsize=itemsize,
+    )
+    if progress_wanted(progress) and bill.strategy != "covariance":
+        print(bill, file=sys.stderr)
+    return data, bill.strategy
+
+
+def _shapes(data: tuple[Any, ...]) -> tuple[int | None, list[int], int, tuple[Any, ...]]:
+    """Return rows (if known), widths and bytes of a number, and the data, an iterator put together again."""
+    if len(data) == 2:
+        sources = []
+        try:
+            for array, name in zip(data, "xy", strict=True):
+                sources.append(open_source(array, name))
+        finally:
+            for source in sources:
+                if isinstance(source, NpyFile):
+                    source.close()
+        itemsize = max(source.row_bytes // max(1, source.width) for source in sources)
+        return sources[0].rows, [max(1, source.width) for source in sources], itemsize, data
+    if len(data) != 1 or not isinstance(data[0], Iterable) or hasattr(data[0], "shape") or isinstance(data[0], str):
+        return None, [1, 1], 8, data  # refused by `moments_of`
+    batches = iter(data[0])
+    first = list(itertools.islice(batches, 1))
+    if not first:
+        return None, [1, 1], 8, (first,)
+    views = [ArraySource(array, name) for name, array in pair_of(0, first[0]).items()]
+    itemsize = max(view.row_bytes // max(1, view.width) for view in views)
+    rest = (itertools.chain(first, batches),) if isinstance(data[0], Iterator) else data
+    return getattr(data[0], "rows", None), [max(1, view.width) for view in views], itemsize, rest
