@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import streamcca as sc
 from streamcca import gram as gram_function
 from streamcca import plan as plan_function
-from streamcca.gram_cca import gram_svcca
+from streamcca.gram_cca import correlate_scores, truncate_gram
 from streamcca.subspace import Rule
 
 gram_module = sys.modules[gram_function.__module__]
@@ -52,7 +52,7 @@ def batches(x, y, size):
 
 
 def bits(grams):
-    return [matrix.tobytes() for matrix in grams.matrices.values()]
+    return [matrix.tobytes() for matrix in (grams.matrix("x"), grams.matrix("y"))]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -202,7 +202,7 @@ def test_a_matrix_that_was_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(spool.SourceTiles, "read", failing)
     with pytest.raises(Interrupted):
         sc.gram(x, y, folder=tmp_path)
-    assert len(list(tmp_path.glob("x-*.gram"))) == 1
+    assert len(list(tmp_path.glob("*.gram"))) == 1
     monkeypatch.setattr(spool.SourceTiles, "read", lambda self, t: (reads.append((self.width, t)), read(self, t))[1])
     reads.clear()
     assert bits(sc.gram(x, y, folder=tmp_path, keep=True)) == bits(whole)
@@ -234,7 +234,7 @@ elif where == "read":
     spool.SpoolTiles.read = after(spool.SpoolTiles.read)
 parts = [(x[i : i + 30], y[i : i + 30]) for i in range(0, len(x), 30)]
 grams = sc.gram(parts, folder="s")
-np.savez("result.npz", **grams.matrices)
+np.savez("result.npz", x=grams.matrix("x"), y=grams.matrix("y"))
 """
 
 
@@ -264,8 +264,9 @@ def test_files_go_unless_they_are_kept(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     folder = tmp_path / "kept"
     first = sc.gram(batches(x, y, 50), folder=folder, keep=True)
-    assert {p.name.split("-")[0] for p in folder.iterdir()} == {"spool.json", "x.tiles", "y.tiles", "x", "y"}
-    assert (folder / "x.tiles").stat().st_size == x.nbytes
+    assert {p.name for p in folder.iterdir() if p.suffix != ".gram"} == {"spool.json", "0.tiles", "1.tiles"}
+    assert len(list(folder.glob("*.gram"))) == 2
+    assert (folder / "0.tiles").stat().st_size == x.nbytes
     assert bits(sc.gram(batches(x, y, 20), folder=folder)) == bits(first)
     assert not folder.exists()
 
@@ -275,7 +276,7 @@ def test_damage_is_seen(tmp_path):
     sc.gram(batches(x, y, 50), folder=tmp_path, keep=True)
     for path in tmp_path.glob("*.gram"):
         path.unlink()
-    tiles = tmp_path / "x.tiles"
+    tiles = tmp_path / "0.tiles"
     content = bytearray(tiles.read_bytes())
     content[1000] ^= 1
     tiles.write_bytes(content)
@@ -388,7 +389,9 @@ def test_bounds_are_neither_too_small_nor_silly():
     for seed in range(60):
         x, y = pair(rows=120, widths=(300, 400), directions=40, seed=seed, power=0.5 + seed % 3 / 2, dtype=np.float32)
         rule = Rule("rank", 8 + seed % 5, 8 + seed % 7)
-        r, _ = gram_svcca(sc.gram(x, y), "x", "y", rule, allow_inaccurate=True)
+        grams = sc.gram(x, y)
+        spaces = [truncate_gram(grams.view(v), v, rule, k) for v, k in (("x", rule.x), ("y", rule.y))]
+        r, _ = correlate_scores(*spaces, allow_inaccurate=True)
         truth = dense(x, y, int(rule.x), int(rule.y))
         errors = np.abs(r.correlations - truth)
         assert (errors <= r.correlation_error_bounds).all()

@@ -122,7 +122,10 @@ def test_memory_decides():
         sc.compare(a, b, data, memory=between, strategy="covariance", **options)
     # A full rule is billed for all directions, and a share of the variance is seen to keep more than was billed.
     with pytest.raises(sc.MemoryLimitError, match="no route fits"):
-        sc.compare(a, b, data, memory=between, measure="cca")
+        sc.compare(a, b, data, memory=between, measure="pwcca")
+    # What needs no neurons goes by n x n matrices then.
+    with pytest.warns(sc.StreamCCAWarning):
+        assert sc.compare(a, b, data, memory=between, measure="cca").strategy == "gram"
     noise = list(torch.randn(2000, 700).split(500))
     a, b = nn.Sequential(nn.Identity(), nn.Identity()), nn.Sequential(nn.Identity(), nn.Identity())
     shapes = {f"{m}:{k}": 700 for m in "ab" for k in "01"}

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, overload
 
-from streamcca._backend import FloatArray
-from streamcca.errors import InputError, MemoryLimitError, ReplayError
+from streamcca.errors import InputError
+from streamcca.layer_pairs import WAYS, LayerPairs
 from streamcca.layers import Layers, unwrapped
 from streamcca.many import Checkpoint, ModelComparison, compare_checkpoints, compare_models, compare_scores
 from streamcca.masks import Mask
-from streamcca.moments import Moments, NonFinite, Precision
-from streamcca.pairing import FULL, VARIANCE_99, Measure, Progress, correlate
-from streamcca.plan import Plan, Strategy, Way, kept_by, plan_among, replay_bytes
-from streamcca.projection import Projector
+from streamcca.moments import NonFinite, Precision
+from streamcca.pairing import FULL, VARIANCE_99, Measure, Progress
+from streamcca.plan import Strategy
 from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.results import LayerComparison
 from streamcca.rows import Rows
-from streamcca.scores import SubspaceScores, check_repeatable, tell
-from streamcca.sources import progress_wanted
-from streamcca.subspace import Rule, checked_ridge, parse_rule, truncate_view
-from streamcca.sweep import BatchRows, Forward, Sweep
+from streamcca.scores import SubspaceScores, tell
+from streamcca.subspace import Rule, checked_ridge, parse_rule
+from streamcca.sweep import Forward, Sweep
 from streamcca.tap import CallIndex, LayerTap
 from streamcca.views import check_option
-from streamcca.watch import check_same_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
 
     Models = Sequence[Module | SubspaceScores] | Mapping[str, Module | SubspaceScores]
     Checkpoints = Sequence[Checkpoint] | Mapping[str, Checkpoint]
-
-Cross = Callable[[str, str], FloatArray]
-_WAYS: tuple[Way, ...] = ("covariance", "replay")
 
 
 @overload
@@ -76,6 +71,7 @@ def compare(  # type: ignore[misc]
     forward: Forward | None = None,
     strategy: Strategy = "auto",
     memory: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
     precision: Precision = "auto",
     nonfinite: NonFinite = "raise",
     device: str | None = None,
@@ -120,7 +116,10 @@ def compare(  # type: ignore[misc]
         How to run a model on a batch, if the above does not fit.
     strategy, memory
         How the pairs of two models are formed, and how many bytes that may take; see `plan`, whose bill is printed
-        where a progress bar is shown. ``'replay'`` reads the loader twice.
+        where a progress bar is shown. ``'replay'`` reads the loader twice; ``'gram'`` writes all rows to disk.
+    folder : path, optional
+        For ``'gram'``: where the rows wait. A job that was killed does not write again what is there when it is started
+        again with the same folder, models and loader. By default a temporary folder.
     precision, nonfinite, device, threads
         As in `Moments`; ``device='cpu'`` copies rows that are elsewhere.
     progress : 'auto' or bool
@@ -155,7 +154,7 @@ def compare(  # type: ignore[misc]
     """
     check_option("measure", measure, ("svcca", "cca", "pwcca"))
     check_option("side", side, ("x", "y"))
-    check_option("strategy", strategy, ("auto", *_WAYS))
+    check_option("strategy", strategy, ("auto", *WAYS))
     pairing = {
         "measure": measure,
         "side": side if measure == "pwcca" else "",
@@ -180,7 +179,7 @@ def compare(  # type: ignore[misc]
     }
     one_by_one = not (hasattr(model_a, "named_modules") and hasattr(model_b, "named_modules"))
     if one_by_one:
-        _refuse_options_of_two(layers_b, loader_b, strategy, memory, nonfinite)
+        _refuse_options_of_two(layers_b, loader_b, strategy, memory, nonfinite, folder)
     if isinstance(model_a, SubspaceScores) and isinstance(model_b, SubspaceScores):
         result, notes = compare_scores(model_a, model_b, pairing, allow_other_probe)
         tell(notes, stacklevel=2)
@@ -212,16 +211,20 @@ def compare(  # type: ignore[misc]
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
     ridge = checked_ridge(ridge)
     options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
-    return _two_models(sweep, rule, options, pairing | {"ridge": ridge}, strategy, memory, progress)
+    bounds = {"strategy": strategy, "memory": memory, "folder": folder}
+    return _two_models(sweep, rule, options, pairing | {"ridge": ridge}, bounds, progress)
 
 
-def _refuse_options_of_two(layers_b: Any, loader_b: Any, strategy: str, memory: Any, nonfinite: str) -> None:
+def _refuse_options_of_two(
+    layers_b: Any, loader_b: Any, strategy: str, memory: Any, nonfinite: str, folder: Any
+) -> None:
     """Refuse what has a meaning only where two models run side by side."""
     given = {
         "layers_b": layers_b is not None,
         "loader_b": loader_b is not None,
         "strategy": strategy != "auto",
         "memory": memory is not None,
+        "folder": folder is not None,
         # Each model would leave out rows of its own.
         "nonfinite": nonfinite != "raise",
     }
@@ -235,109 +238,30 @@ def _two_models(
     rule: Rule,
     options: dict[str, Any],
     pairing: dict[str, Any],
-    strategy: Strategy,
-    memory: int | None,
+    bounds: dict[str, Any],
     progress: Progress,
 ) -> LayerComparison:
-    moments, bill = _first_pass(sweep, options, kept_by(rule), strategy, memory, progress)
-    sweep.report_silent()
-    kept = bill.strategy == "replay"
-    names = {key: sweep.names(key) for key in sweep.taps}
-    truncated = {
-        key + name: truncate_view(moments, key + name, rule, rule.x if key == "a:" else rule.y, pairing["ridge"])
-        for key, own in names.items()
-        for name in own
-    }
-    if kept:
-        _check_second_pass(bill, {view: x.native.rank for view, x in truncated.items()}, moments.views)
-        project, rows = Projector(truncated, {v: moments.mean(v) for v in truncated}), moments.rows
-        del moments  # before those of the second pass are there
-        moments = _replay(sweep, rows, project, options)
-    results, notes = [], []
-    for a in names["a:"]:
-        row = []
-        for b in names["b:"]:
-            x, y = truncated[f"a:{a}"], truncated[f"b:{b}"]
-            result, own_notes = correlate(x, y, moments.covariance(x.view, y.view), kept=kept, **pairing)
-            row.append(result)
-            notes += [(f"layers {x.view} and {y.view}", note) for note in own_notes]
-        results.append(tuple(row))
+    with contextlib.ExitStack() as stack:
+        first = LayerPairs(sweep, options, rule, bounds, pairing, progress, stack)
+        sweep.run(first.add, "compare")
+        sweep.report_silent()
+        names = {key: sweep.names(key) for key in sweep.taps}
+        correlate_pair, n = first.pairing({key + name: key for key, own in names.items() for name in own})
+        results, notes = [], []
+        for a in names["a:"]:
+            row = []
+            for b in names["b:"]:
+                result, own_notes = correlate_pair(f"a:{a}", f"b:{b}")
+                row.append(result)
+                notes += [(f"layers a:{a} and b:{b}", note) for note in own_notes]
+            results.append(tuple(row))
     tell(notes, stacklevel=3)
     return LayerComparison(
         measure=pairing["measure"],
         layers_a=tuple(names["a:"]),
         layers_b=tuple(names["b:"]),
         results=tuple(results),
-        n=moments.n,
+        n=n,
         rows=sweep.describe_rows(),
-        strategy=bill.strategy,
+        strategy=first.bill.strategy,
     )
-
-
-def _first_pass(
-    sweep: Sweep,
-    options: dict[str, Any],
-    kept: float,
-    strategy: Strategy,
-    memory: int | None,
-    progress: Progress,
-) -> tuple[Moments, Plan]:
-    """Moments of all layers and, if that is the way taken, of all pairs; the first batch shows the widths."""
-    if strategy == "replay":
-        check_repeatable(sweep)
-    moments: Moments | None = None
-    bill: Plan | None = None
-
-    def add(batch_rows: BatchRows) -> None:
-        nonlocal moments, bill
-        if moments is None:
-            widths = {name: int(x.shape[1]) for name, x in batch_rows.items()}
-            own = [(name, name) for name in widths]
-            cross = _cross_pairs(widths)
-            bill = plan_among(
-                _WAYS,
-                widths,
-                None,
-                pairs=own + cross,
-                memory=memory,
-                replay=sweep.repeatable,
-                strategy=strategy,
-                kept=kept,
-            )
-            if progress_wanted(progress):
-                print(bill, file=sys.stderr)
-            if bill.strategy == "replay":
-                sweep.remember()
-            moments = Moments(widths, pairs=own + (cross if bill.strategy == "covariance" else []), **options)
-        check_same_layers(batch_rows, moments.views)
-        moments.update(batch_rows)
-
-    sweep.run(add, "compare")
-    assert moments is not None  # noqa: S101 - run refuses an empty loader
-    assert bill is not None  # noqa: S101
-    return moments, bill
-
-
-def _check_second_pass(bill: Plan, ranks: Mapping[str, int], widths: Mapping[str, int]) -> None:
-    """Refuse a second pass that turns out larger than billed, before it starts."""
-    need = replay_bytes(widths, ranks, _cross_pairs(widths))
-    if need > max(bill.memory_limit, bill.memory):
-        raise MemoryLimitError(
-            f"replay: the rule keeps up to {max(ranks.values())} directions of a layer, whose pairs need "
-            f"{need / 2**20:.1f} MiB, but {bill.limit_from} leaves {bill.memory_limit / 2**20:.1f} MiB; keep fewer "
-            "(rank=, or a lower share), or watch fewer layers"
-        )
-
-
-def _cross_pairs(views: Mapping[str, Any]) -> list[tuple[str, str]]:
-    b = [name for name in views if name.startswith("b:")]
-    return [(x, y) for x in views if x.startswith("a:") for y in b]
-
-
-def _replay(sweep: Sweep, rows: int, project: Projector, options: dict[str, Any]) -> Moments:
-    ranks = project.ranks
-    projected = Moments(ranks, pairs=_cross_pairs(ranks), **{**options, "precision": "float64"})
-    sweep.run(lambda batch_rows: projected.update(project(batch_rows)), "replay")
-    if projected.rows != rows:
-        raise ReplayError(f"replay: got {projected.rows} rows, expected {rows} as in the first pass")
-    return projected

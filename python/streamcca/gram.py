@@ -29,6 +29,16 @@ _REMEDY = "use fewer rows, or strategy='sketch', whose memory does not grow with
 
 
 @dataclass(frozen=True, eq=False)
+class ViewGram:
+    """One view's matrix Xc Xc' / (n - 1), float64, with the errors that its products had."""
+
+    width: int
+    matrix: FloatArray = field(repr=False)
+    rounding: Rounding = field(repr=False)
+    precision: str
+
+
+@dataclass(frozen=True, eq=False)
 class Gram:
     """Inner products of all rows of each view with each other, columns centered: what the Gram route keeps of the data.
 
@@ -38,23 +48,36 @@ class Gram:
         Name and width of each view.
     n : int
         Number of rows.
-    matrices : dict of str to array (n, n)
-        Xc Xc' / (n - 1) of each view, float64: its eigenvalues are those of the covariance.
     precision : str
         Type in which products were formed.
     """
 
-    views: dict[str, int]
-    n: int
-    matrices: dict[str, FloatArray] = field(repr=False)
-    precision: str
-    roundings: dict[str, Rounding] = field(repr=False)
+    _views: dict[str, ViewGram]
 
-    def matrix(self, view: str) -> FloatArray:
-        """Return the matrix of one view."""
-        if view not in self.views:
-            raise InputError(unknown_name("view", view, list(self.views)))
-        return self.matrices[view]
+    @property
+    def views(self) -> dict[str, int]:
+        """Name and width of each view."""
+        return {name: view.width for name, view in self._views.items()}
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self._views.values())).matrix)
+
+    @property
+    def precision(self) -> str:
+        """Type in which products were formed: the coarser one, if the views differ."""
+        return min(view.precision for view in self._views.values())
+
+    def view(self, name: str) -> ViewGram:
+        """Return what belongs to one view."""
+        if name not in self._views:
+            raise InputError(unknown_name("view", name, list(self._views)))
+        return self._views[name]
+
+    def matrix(self, name: str) -> FloatArray:
+        """Return Xc Xc' / (n - 1) of one view, (n, n) in float64: its eigenvalues are those of the covariance."""
+        return self.view(name).matrix
 
     def __repr__(self) -> str:
         views = ", ".join(f"{name!r}: {width}" for name, width in self.views.items())
@@ -124,7 +147,7 @@ def gram(
             options: Mapping[str, Any] = {"precision": precision, "threads": threads, "progress": progress}
             result = _form(views, home, options)
             if home is not None and not keep:
-                _remove(home, spool)
+                remove_files(home, spool)
             return result
     finally:
         passes.close()
@@ -140,17 +163,18 @@ def _open_tiles(passes: PairPasses, folder: Path | None, progress: Any) -> tuple
 
 
 def _form(views: Mapping[str, ColumnTiles], folder: Path | None, options: Mapping[str, Any]) -> Gram:
-    rows = next(iter(views.values())).rows
-    if rows < 2:
-        raise InputError(f"the data hold {rows} row{'s' * (rows != 1)}; expected at least 2")
-    _check_fits(rows, [view.width for view in views.values()])
-    matrices, roundings, precisions = {}, {}, []
-    for name, view in views.items():
-        moments = _accumulate(name, view, folder, **options)
-        matrices[name], roundings[name] = _about_zero(moments, name)
-        precisions.append(moments.precision)
-    # What is said of both is the coarser one.
-    return Gram({name: view.width for name, view in views.items()}, rows, matrices, min(precisions), roundings)
+    return Gram({name: form_view(name, view, folder, **options) for name, view in views.items()})
+
+
+def form_view(
+    name: str, view: ColumnTiles, folder: Path | None, *, precision: Precision, threads: int | None, progress: Any
+) -> ViewGram:
+    """Form one view's matrix from its tiles; an unfinished one waits in `folder`, if there is one."""
+    if view.rows < 2:
+        raise InputError(f"the data hold {view.rows} row{'s' * (view.rows != 1)}; expected at least 2")
+    _check_fits(view.rows, [view.width])
+    moments = _accumulate(name, view, folder, precision, threads, progress)
+    return ViewGram(view.width, *_about_zero(moments, name), moments.precision)
 
 
 def _accumulate(
@@ -160,7 +184,7 @@ def _accumulate(
     moments, path = Moments({name: view.rows}, precision=precision, threads=threads), None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}-{_fingerprint(view, precision):08x}.gram"
+        path = folder / f"{_fingerprint(view, name, precision):08x}.gram"
         if path.exists():
             moments = Moments.load(path, threads)
     saved = time.monotonic()
@@ -175,10 +199,10 @@ def _accumulate(
     return moments
 
 
-def _fingerprint(view: ColumnTiles, precision: str) -> int:
+def _fingerprint(view: ColumnTiles, name: str, precision: str) -> int:
     """Tell the data of an unfinished matrix from others: their shape, and the bits of the first and the last tile."""
-    check = zlib.crc32(f"{view.rows} {view.width} {precision}".encode())
-    for tile in {0, count_tiles(view.width) - 1}:
+    check = zlib.crc32(f"{name} {view.rows} {view.width} {precision}".encode())
+    for tile in dict.fromkeys((0, count_tiles(view.width) - 1)):
         bits, dtype = view.read(tile)
         check = zlib.crc32(np.ascontiguousarray(bits).view(np.uint8).data, zlib.crc32(dtype.encode(), check))
     return check
@@ -189,10 +213,10 @@ def _centered(bits: AnyArray, dtype: str, precision: str, name: str) -> AnyArray
     values = widened(bits, dtype, np.float64)
     means = values.mean(axis=0)
     if not np.isfinite(means).all():
-        row, _ = np.argwhere(~np.isfinite(values))[0]
+        row = int(np.argmax(~np.isfinite(values).all(axis=1)))
         raise NonFiniteError(
-            f"view {name!r}: row {row} holds NaN or infinity; the Gram route needs finite rows: leave that row out of "
-            "both views"
+            f"view {name!r}: row {row} holds NaN, infinity, or a number too large to average; the Gram route needs "
+            "finite rows: leave that row out of both views"
         )
     values -= means
     single = precision == "float32" or (precision == "auto" and dtype != "float64")
@@ -231,8 +255,9 @@ def gram_flops(rows: int, widths: list[int]) -> float:
     return float(rows) * (rows + 1) * sum(widths)
 
 
-def _remove(folder: Path, spool: Spool | None) -> None:
-    for path in folder.glob("[xy]-????????.gram"):
+def remove_files(folder: Path, spool: Spool | None) -> None:
+    """Delete unfinished matrices and spooled rows, and the folder if nothing else is in it."""
+    for path in folder.glob("????????.gram"):
         path.unlink()
     if spool is not None:
         spool.remove()

@@ -10,7 +10,7 @@ import numpy as np
 from streamcca import _backend
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError, StreamCCAError, StreamCCAWarning
-from streamcca.gram import Gram
+from streamcca.gram import ViewGram
 from streamcca.pairing import Measure, result_of
 from streamcca.results import CCAResult
 from streamcca.subspace import Rule, Truncated
@@ -20,49 +20,15 @@ _SAFETY = 8.0
 _UNIT = 2.0**-53
 
 
-def gram_svcca(
-    gram: Gram,
-    a: str,
-    b: str,
-    rule: Rule,
-    *,
-    measure: Measure = "svcca",
-    allow_underdetermined: bool = False,
-    allow_inaccurate: bool = False,
-) -> tuple[CCAResult, list[StreamCCAWarning]]:
-    """Compare two views by their Gram matrices; returns the result and the warnings that belong to it.
-
-    With the leading eigenvectors Ux, Uy of the two matrices (n, k), which are the views' scores, the correlations are
-    the singular values of Ux'Uy. Untruncated CCA takes all eigenvectors above rounding: the same correlations, as
-    scaling the neurons does not change the space of their scores.
-    """
-    if measure == "pwcca":
-        raise InputError(
-            "pwcca: the Gram route keeps no neurons whose loadings could weigh the correlations; use svcca, or "
-            "strategy='covariance' where the moments fit"
-        )
-    spaces = [_truncate(gram, name, rule, value) for name, value in ((a, rule.x), (b, rule.y))]
-    numbers = _pair(*spaces)
-    x, y = (space.side for space in spaces)
-    result, notes = result_of(
-        x,
-        y,
-        numbers,
-        measure=measure,
-        allow_underdetermined=allow_underdetermined,
-        allow_inaccurate=allow_inaccurate,
-    )
-    return replace(result, width_x=gram.views[a], width_y=gram.views[b], strategy="gram"), notes
-
-
 @dataclass(frozen=True)
-class _Space:
+class ScoreSpace:
     """Kept scores of one view, and what rounding does to them.
 
-    Entry (s, t) of the matrix has an independent error of deviation relative * sqrt(raw_s raw_t).
+    Entry (s, t) of the view's matrix has an independent error of deviation relative * sqrt(raw_s raw_t).
     """
 
     side: Truncated
+    width: int
     scores: FloatArray  # (n, k), orthonormal
     eigenvalues: FloatArray
     next_eigenvalue: float
@@ -71,28 +37,73 @@ class _Space:
     backward_error: float
 
 
-def _truncate(gram: Gram, view: str, rule: Rule, value: float) -> _Space:
-    matrix, rounding = gram.matrix(view), gram.roundings[view]
+def truncate_gram(view: ViewGram, name: str, rule: Rule, value: float) -> ScoreSpace:
+    """Keep the leading eigenvectors of one view's matrix; `value` is the rule's value for this side."""
+    n = len(view.matrix)
     # Scaling samples to unit variance would not be scaling neurons.
-    name, value = ("variance", 1.0) if rule.name == "full" else (rule.name, value)
+    kind, value = ("variance", 1.0) if rule.name == "full" else (rule.name, value)
     try:
-        native = _backend.truncate(matrix, rounding, name, value, 0.0)
+        native = _backend.truncate(view.matrix, view.rounding, kind, value, 0.0)
     except StreamCCAError as error:
-        raise type(error)(f"view {view!r}: {error}") from None
+        raise type(error)(f"view {name!r}: {error}") from None
     state = native.save()
     unit = state["unit"] ** 2
-    return _Space(
-        Truncated(view, rule, native, gram.n, gram.n, gram.precision),
+    return ScoreSpace(
+        Truncated(name, rule, native, n, n, view.precision),
+        view.width,
         native.vectors,
         native.eigenvalues,
         state["next_eigenvalue"] * unit,
-        rounding[0],
-        rounding[2],
+        view.rounding[0],
+        view.rounding[2],
         state["backward_error"] * unit,
     )
 
 
-def _pair(x: _Space, y: _Space) -> dict[str, Any]:
+def correlate_scores(
+    x: ScoreSpace,
+    y: ScoreSpace,
+    *,
+    measure: Measure = "svcca",
+    side: str = "",
+    ridge: float = 0.0,
+    allow_underdetermined: bool = False,
+    allow_inaccurate: bool = False,
+) -> tuple[CCAResult, list[StreamCCAWarning]]:
+    """CCA of the kept scores of two views; returns the result and the warnings that belong to it.
+
+    The correlations are the singular values of Ux'Uy. Untruncated CCA takes all eigenvectors above rounding: the same
+    correlations, as scaling the neurons does not change the space of their scores.
+    """
+    refusal = gram_refuses(measure, ridge)
+    if refusal:
+        raise InputError(refusal)
+    result, notes = result_of(
+        x.side,
+        y.side,
+        _pair(x, y),
+        measure=measure,
+        allow_underdetermined=allow_underdetermined,
+        allow_inaccurate=allow_inaccurate,
+    )
+    return replace(result, width_x=x.width, width_y=y.width, strategy="gram"), notes
+
+
+def gram_refuses(measure: Measure, ridge: float, nonfinite: str = "raise") -> str:
+    """Say what of a question a Gram matrix, which has no neurons, cannot answer; empty if it can."""
+    if measure == "pwcca":
+        return (
+            "pwcca: the Gram route keeps no neurons whose loadings could weigh the correlations; use svcca, or "
+            "strategy='covariance' where the moments fit"
+        )
+    if ridge:
+        return f"ridge: got {ridge:g} on the Gram route, which has no neurons to add it to; use 0"
+    if nonfinite != "raise":
+        return f"nonfinite: got {nonfinite!r}; strategy='gram' takes 'raise' only: leave rows with NaN out before"
+    return ""
+
+
+def _pair(x: ScoreSpace, y: ScoreSpace) -> dict[str, Any]:
     """Return what `_backend.compare` does, with the error bound of this route; no weights of neurons."""
     left, correlations, right = np.linalg.svd(x.scores.T @ y.scores, full_matrices=False)
     correlations = np.minimum(correlations, 1.0)
@@ -130,7 +141,7 @@ class _Turn:
     second: FloatArray  # expected, where the first order vanishes
 
 
-def _turn(space: _Space, own: FloatArray, others: FloatArray) -> _Turn:
+def _turn(space: ScoreSpace, own: FloatArray, others: FloatArray) -> _Turn:
     """Bound how far errors E of one matrix move the correlations.
 
     A kept eigenvector u_i turns towards a discarded u_j by u_j'E u_i / (l_i - l_j), and what it gains of the other

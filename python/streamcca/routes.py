@@ -9,7 +9,7 @@ from typing import Any
 
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.gram import Gram, gram
-from streamcca.gram_cca import gram_svcca
+from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
 from streamcca.moments import Moments
 from streamcca.pairing import correlate
 from streamcca.plan import Strategy, Way, kept_by, plan_among
@@ -34,7 +34,11 @@ def route(
     check_option("strategy", strategy, ("auto", *_WAYS))
     if data and isinstance(data[0], Moments | Gram):
         return _of_state(data, rule, strategy, folder, options)
-    data, way = _choose(data, rule, strategy, accumulate["progress"])
+    refusal = gram_refuses(options["measure"], options["ridge"], accumulate["nonfinite"])
+    if refusal and strategy == "gram":
+        raise InputError(refusal)
+    ways: tuple[Way, ...] = _WAYS[:1] if refusal else _WAYS
+    data, way = _choose(ways, data, rule, strategy, accumulate["progress"])
     if way == "gram":
         return _by_gram(data, rule, folder, accumulate, options)
     _refuse_folder(folder)
@@ -73,24 +77,18 @@ def _by_covariance(data: tuple[Any, ...], rule: Rule, accumulate: dict[str, Any]
 def _by_gram(
     data: tuple[Any, ...], rule: Rule, folder: Any, accumulate: dict[str, Any], options: dict[str, Any]
 ) -> Outcome:
-    accumulate = dict(accumulate)
-    if accumulate.pop("nonfinite") != "raise":
-        raise InputError("nonfinite: strategy='gram' takes 'raise' only; leave rows with NaN out before")
-    _check_options(options)
-    return _compare_grams(gram(*data, folder=folder, **accumulate), "x", "y", rule, options)
+    how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
+    return _compare_grams(gram(*data, folder=folder, **how), "x", "y", rule, options)
 
 
 def _compare_grams(grams: Gram, a: str, b: str, rule: Rule, options: dict[str, Any]) -> Outcome:
-    _check_options(options)
-    return gram_svcca(grams, a, b, rule, **{k: v for k, v in options.items() if k not in ("ridge", "side")})
+    x, y = truncate_gram(grams.view(a), a, rule, rule.x), truncate_gram(grams.view(b), b, rule, rule.y)
+    return correlate_scores(x, y, **options)
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    if options["ridge"]:
-        raise InputError(f"ridge: got {options['ridge']:g} on the Gram route, which has no neurons to add it to; use 0")
-
-
-def _choose(data: tuple[Any, ...], rule: Rule, strategy: Strategy, progress: Any) -> tuple[tuple[Any, ...], Way]:
+def _choose(
+    ways: tuple[Way, ...], data: tuple[Any, ...], rule: Rule, strategy: Strategy, progress: Any
+) -> tuple[tuple[Any, ...], Way]:
     """Return the data, an iterator put together again, and the route to take."""
     rows, widths, itemsize, data = _shapes(data)
     if max(widths) <= _SURELY_FITS and strategy in ("auto", "covariance"):
@@ -98,7 +96,7 @@ def _choose(data: tuple[Any, ...], rule: Rule, strategy: Strategy, progress: Any
     if rows is None and strategy == "gram":
         return data, "gram"  # which checks when the rows are counted
     bill = plan_among(
-        _WAYS,
+        ways,
         dict(zip("xy", widths, strict=True)),
         rows,
         pairs="all",

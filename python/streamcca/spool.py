@@ -1,13 +1,14 @@
-"""Rows of two views on disk as column tiles: what the Gram route reads, one tile of all rows at a time."""
+"""Rows on disk as column tiles: what the Gram route reads, one tile of all rows at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ TILE = 1024
 # to be read back at the speed of the disk.
 _SEGMENT_BYTES = 256 << 20
 _META = "spool.json"
+_FORMAT: dict[str, Any] = {"format": "streamcca.spool", "version": 1, "tile": TILE}
+_Bits = dict[str, tuple[AnyArray, str]]
 
 
 class ColumnTiles(Protocol):
@@ -60,23 +63,24 @@ class SourceTiles:
 
 
 class Spool:
-    """Rows of two views, written once, segment by segment, each as tiles; a killed writer goes on where it was.
+    """Aligned rows of some views, written once, segment by segment, each as tiles; a killed writer goes on.
 
     Parameters
     ----------
     folder : Path
-        Holds ``x.tiles``, ``y.tiles`` and ``spool.json``; made if it is not there.
+        Holds ``spool.json`` and ``0.tiles``, ``1.tiles``, ... of the views; made if it is not there.
 
     Notes
     -----
-    A segment is as many rows as `_SEGMENT_BYTES` hold (16 to 1024) of both views, tile after tile; it counts when the
+    A segment is as many rows as `_SEGMENT_BYTES` hold (16 to 1024) of all views, tile after tile; it counts when the
     files are on disk and ``spool.json``, which lists the segments with a CRC-32 for each tile, has been replaced.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._meta: dict[str, Any] = {"format": "streamcca.spool", "version": 1, "tile": TILE, "views": {}, "rows": []}
-        self._meta |= {"complete": False, "checksums": {"x": [], "y": []}}
+        # views: [name, width, type, [checksums of a segment's tiles, ...]]
+        self._meta: dict[str, Any] = _FORMAT | {"views": [], "rows": [], "complete": False}
+        self._segment: _Segment | None = None
         if (folder / _META).exists():
             self._load()
 
@@ -94,35 +98,122 @@ class Spool:
         path = self.folder / _META
         try:
             meta = json.loads(path.read_text())
-            known = (meta["format"], meta["version"], meta["tile"]) == ("streamcca.spool", 1, TILE)
-            sizes = {name: sum(meta["rows"]) * d * _itemsize(dtype) for name, (d, dtype) in meta["views"].items()}
-            held = {name: (self.folder / f"{name}.tiles").stat().st_size for name in sizes}
+            known = all(meta[key] == value for key, value in _FORMAT.items())
+            sizes = [sum(meta["rows"]) * width * _itemsize(dtype) for _, width, dtype, _ in meta["views"]]
+            held = [self._path(i).stat().st_size for i in range(len(sizes))]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StateFileError(f"{path}: damaged, or not of a spool ({error}); name an empty folder") from None
-        if not known or any(held[name] < size for name, size in sizes.items()):
+        if not known or any(has < size for has, size in zip(held, sizes, strict=True)):
             raise StateFileError(
                 f"{path}: of another version, or the tiles beside it are shorter than it says; remove it"
             )
         self._meta = meta
 
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index}.tiles"
+
     def write(self, passes: PairPasses, progress: Any = "auto") -> None:
-        """Bring all rows of `passes` to disk, from the first that is not there.
+        """Bring all rows of two views to disk, from the first that is not there; see `add`."""
+        if self.rows:
+            for batch in passes.batches(0):
+                self._check_beginning(_bits_of(dict(zip("xy", batch, strict=True))))
+                break
+        if self.complete:
+            return
+        with progress_bar(progress, passes.rows, "row", "spool") as bar:
+            position = self.rows
+            bar.update(position)
+            for x, y in passes.batches(position):
+                self.add({"x": x, "y": y}, position, passes.rows)
+                position += len(x)
+                bar.update(len(x))
+        self.finish()
+
+    def add(self, batch: Mapping[str, Any], first: int, total: int | None = None) -> None:
+        """Add a batch of rows, of which `first` is the number of the first; rows that are there are passed over.
+
+        `total`, where it is known, is the number of all rows: then a disk too small is refused before the first.
 
         Raises
         ------
         InputError
-            The rows that are there already are not those that `passes` begins with; no rows at all.
+            The rows that are there already are not those of the batch, or its types differ from those before.
         StorageError
             The disk is full; what is there stays and can be gone on with.
         """
+        bits = _bits_of(batch)
+        if self._segment is None:
+            if self.rows and first == 0:
+                self._check_beginning(bits)
+            if not self.complete:
+                self._start(bits, total)
         if self.complete:
-            self._check_beginning(passes)
             return
-        try:
+        self._check_types(bits)
+        assert self._segment is not None  # noqa: S101 - _start made it
+        done, count = max(0, self.rows + self._segment.filled - first), len(next(iter(bits.values()))[0])
+        while done < count:
+            done += self._segment.take(bits, done)
+            if self._segment.full:
+                self._append(self._segment)
+
+    def finish(self) -> None:
+        """Write the rows that wait; all are there now."""
+        if self._segment is not None and self._segment.filled:
+            self._append(self._segment)
+        self._segment = None
+        if not self.rows:
+            raise InputError("the data hold no rows; expected at least 2")
+        self._meta["complete"] = True
+        self._save_meta()
+
+    def _start(self, bits: _Bits, total: int | None) -> None:
+        with self._storing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with progress_bar(progress, passes.rows, "row", "spool") as bar:
-                bar.update(self.rows)
-                self._write(passes, bar)
+            if not self._meta["views"]:
+                self._meta["views"] = [[name, array.shape[1], dtype, []] for name, (array, dtype) in bits.items()]
+            if total is not None:
+                row_bytes = sum(array.shape[1] * array.itemsize for array, _ in bits.values())
+                check_disk(self.folder, (total - self.rows) * row_bytes)
+            for i, (_, width, dtype, _) in enumerate(self._meta["views"]):
+                with self._path(i).open("ab") as file:
+                    file.truncate(self.rows * width * _itemsize(dtype))  # what a killed writer had begun
+        self._segment = _Segment({name: (width, dtype) for name, width, dtype, _ in self._meta["views"]})
+
+    def _check_types(self, bits: _Bits) -> None:
+        for name, width, dtype, _ in self._meta["views"]:
+            array, own = bits[name]
+            if (array.shape[1], own) != (width, dtype):
+                raise InputError(
+                    f"view {name!r}: got rows of width {array.shape[1]} and type {own} after row {self.rows}, "
+                    f"expected {width} and {dtype} as before; every batch must be alike"
+                )
+
+    def _append(self, segment: _Segment) -> None:
+        rows = segment.filled
+        with self._storing():
+            checks = [self._append_tiles(i, array[:rows]) for i, array in enumerate(segment.arrays.values())]
+        for view, own in zip(self._meta["views"], checks, strict=True):
+            view[3].append(own)
+        self._meta["rows"].append(rows)
+        self._save_meta()
+        segment.filled = 0
+
+    def _append_tiles(self, index: int, array: AnyArray) -> list[int]:
+        checks = []
+        with self._path(index).open("ab") as file:
+            for first in range(0, array.shape[1], TILE):
+                part = np.ascontiguousarray(array[:, first : first + TILE]).reshape(-1).view(np.uint8).data
+                checks.append(zlib.crc32(part))
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        return checks
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        try:
+            yield
         except StorageError:
             raise
         except OSError as error:
@@ -131,97 +222,34 @@ class Spool:
                 f"{self.folder}: cannot spool more than {self.rows} rows ({error.strerror}); make room and start again "
                 "with the same folder, or choose another; what is there stays",
             ) from error
-        if not self.rows:
-            raise InputError("the data hold no rows; expected at least 2")
-        self._meta["complete"] = True
-        self._save_meta()
-
-    def _write(self, passes: PairPasses, bar: Any) -> None:
-        if self.rows:
-            self._check_beginning(passes)
-        segment: _Segment | None = None
-        for x, y in passes.batches(self.rows):
-            bits = {name: bits_of(rows, f"view {name!r}") for name, rows in (("x", x), ("y", y))}
-            if segment is None:
-                self._start(bits, passes.rows)
-                segment = _Segment({name: (array.shape[1], dtype) for name, (array, dtype) in bits.items()})
-            self._check_types(bits)
-            done, count = 0, len(bits["x"][0])
-            while done < count:
-                done += segment.take(bits, done)
-                if segment.full:
-                    self._append(segment)
-            bar.update(count)
-        if segment is not None and segment.filled:
-            self._append(segment)
-
-    def _start(self, bits: dict[str, tuple[AnyArray, str]], rows: int | None) -> None:
-        if not self._meta["views"]:
-            self._meta["views"] = {name: [array.shape[1], dtype] for name, (array, dtype) in bits.items()}
-        if rows is not None:
-            left = (rows - self.rows) * sum(array.shape[1] * array.itemsize for array, _ in bits.values())
-            check_disk(self.folder, left)
-        for name, (width, dtype) in self._meta["views"].items():
-            with (self.folder / f"{name}.tiles").open("ab") as file:
-                file.truncate(self.rows * width * _itemsize(dtype))  # what a killed writer had begun
-
-    def _check_types(self, bits: dict[str, tuple[AnyArray, str]]) -> None:
-        for name, (array, dtype) in bits.items():
-            if [array.shape[1], dtype] != list(self._meta["views"][name]):
-                width, first = self._meta["views"][name]
-                raise InputError(
-                    f"view {name!r}: got rows of width {array.shape[1]} and type {dtype} after row {self.rows}, "
-                    f"expected {width} and {first} as before; every batch must be alike"
-                )
-
-    def _append(self, segment: _Segment) -> None:
-        rows = segment.filled
-        for name, array in segment.arrays.items():
-            checks = []
-            with (self.folder / f"{name}.tiles").open("ab") as file:
-                for first in range(0, array.shape[1], TILE):
-                    part = np.ascontiguousarray(array[:rows, first : first + TILE]).reshape(-1).view(np.uint8).data
-                    checks.append(zlib.crc32(part))
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            self._meta["checksums"][name].append(checks)
-        self._meta["rows"].append(rows)
-        self._save_meta()
-        segment.filled = 0
 
     def _save_meta(self) -> None:
         write_atomically(self.folder / _META, json.dumps(self._meta).encode())
 
-    def _check_beginning(self, passes: PairPasses) -> None:
+    def _check_beginning(self, bits: _Bits) -> None:
         """Refuse to go on with other rows than those on disk: the first batch must be what they begin with."""
-        for batch in passes.batches(0):
-            for name, rows in zip("xy", batch, strict=True):
-                bits, dtype = bits_of(rows, f"view {name!r}")
-                tiles = self.tiles(name)
-                wanted = [tiles.width, tiles.dtype]
-                count, columns = min(len(bits), self._meta["rows"][0]), min(TILE, bits.shape[1])
-                same = wanted == [bits.shape[1], dtype] and np.array_equal(
-                    tiles.read(0)[0][:count].view(np.uint8), np.ascontiguousarray(bits[:count, :columns]).view(np.uint8)
+        for name, (array, dtype) in bits.items():
+            tiles = self.tiles(name)
+            count, columns = min(len(array), self._meta["rows"][0]), min(TILE, array.shape[1])
+            given = np.ascontiguousarray(array[:count, :columns]).view(np.uint8)
+            same = (tiles.width, tiles.dtype) == (array.shape[1], dtype)
+            if not same or not np.array_equal(tiles.read(0)[0][:count].view(np.uint8), given):
+                raise InputError(
+                    f"{self.folder}: holds other rows of view {name!r} than the data begin with; name an empty "
+                    "folder, or bring the rows in the order of the first time"
                 )
-                if not same:
-                    raise InputError(
-                        f"{self.folder}: holds other rows of view {name!r} than the data begin with; name an empty "
-                        "folder, or bring the rows in the order of the first time"
-                    )
-            return
 
     def tiles(self, name: str) -> SpoolTiles:
         """Return one view."""
-        width, dtype = self._meta["views"][name]
-        return SpoolTiles(
-            self.folder / f"{name}.tiles", width, dtype, self._meta["rows"], self._meta["checksums"][name]
-        )
+        for i, (own, width, dtype, checksums) in enumerate(self._meta["views"]):
+            if own == name:
+                return SpoolTiles(self._path(i), width, dtype, self._meta["rows"], checksums)
+        raise InputError(f"{self.folder}: holds rows of other views than {name!r}; name an empty folder")
 
     def remove(self) -> None:
         """Delete the files, and the folder if nothing else is in it."""
-        for name in (_META, "x.tiles", "y.tiles"):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / _META, *(self._path(i) for i in range(len(self._meta["views"])))):
+            path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
@@ -253,8 +281,12 @@ class SpoolTiles:
         return result, self.dtype
 
 
+def _bits_of(batch: Mapping[str, Any]) -> _Bits:
+    return {name: bits_of(rows, f"view {name!r}") for name, rows in batch.items()}
+
+
 class _Segment:
-    """Rows of both views that wait to be written together."""
+    """Rows of all views that wait to be written together."""
 
     def __init__(self, views: dict[str, tuple[int, str]]) -> None:
         widest = max(width * _itemsize(dtype) for width, dtype in views.values())
@@ -269,9 +301,9 @@ class _Segment:
     def full(self) -> bool:
         return self.filled == self.size
 
-    def take(self, bits: dict[str, tuple[AnyArray, str]], first: int) -> int:
+    def take(self, bits: _Bits, first: int) -> int:
         """Copy rows from number `first` on as far as there is room; return how many."""
-        count = min(self.size - self.filled, len(bits["x"][0]) - first)
+        count = min(self.size - self.filled, len(next(iter(bits.values()))[0]) - first)
         for name, (array, _) in bits.items():
             self.arrays[name][self.filled : self.filled + count] = array[first : first + count]
         self.filled += count

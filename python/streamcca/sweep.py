@@ -195,7 +195,7 @@ class Sweep:
             for tap in self.taps.values():
                 stack.callback(tap.detach)
                 tap.attach()
-            bar = stack.enter_context(progress_bar(self._progress, self._length(), "batch", description))
+            bar = stack.enter_context(progress_bar(self._progress, self.length, "batch", description))
             for batches in self._batches():
                 # Before the models run: they may change their inputs in place.
                 inputs = None if self._prints is None else self._checksum(batches)
@@ -229,7 +229,9 @@ class Sweep:
         ways = {key + name: way for key, tap in self.taps.items() for name, way in tap.ways.items()}
         return describe_rows(grids, ways)
 
-    def _length(self) -> int | None:
+    @property
+    def length(self) -> int | None:
+        """Number of batches, if a loader says."""
         lengths = [len(loader) for loader in self._loaders.values() if isinstance(loader, Sized)]
         return max(lengths, default=None)
 

@@ -1,0 +1,165 @@
+"""What compares every layer of one model with every layer of another: one pass of both, or two, or rows on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from streamcca.errors import InputError, MemoryLimitError, ReplayError, StreamCCAWarning
+from streamcca.gram import form_view, remove_files
+from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
+from streamcca.moments import Moments
+from streamcca.pairing import Progress, correlate
+from streamcca.plan import Plan, Way, kept_by, plan_among, replay_bytes
+from streamcca.projection import Projector
+from streamcca.results import CCAResult
+from streamcca.scores import check_repeatable
+from streamcca.sources import progress_wanted
+from streamcca.spool import Spool
+from streamcca.subspace import Rule, truncate_view
+from streamcca.sweep import BatchRows, Sweep
+from streamcca.watch import check_same_layers
+
+Pairing = Callable[[str, str], tuple[CCAResult, list[StreamCCAWarning]]]
+WAYS: tuple[Way, ...] = ("covariance", "replay", "gram")
+
+
+class LayerPairs:
+    """What the first pass keeps, moments of the layers or, for Gram matrices, rows on disk; and what pairs them."""
+
+    bill: Plan
+    moments: Moments
+    spool: Spool
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        options: dict[str, Any],
+        rule: Rule,
+        bounds: dict[str, Any],
+        pairing: dict[str, Any],
+        progress: Progress,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._sweep, self._rule, self._options, self._pairing = sweep, rule, options, pairing
+        self._bounds, self._progress, self._stack = bounds, progress, stack
+        self._widths: dict[str, int] | None = None
+        self._rows = 0
+        if bounds["strategy"] == "replay":
+            check_repeatable(sweep)
+
+    def add(self, batch: BatchRows) -> None:
+        """Count the rows of one batch; the first shows the widths, by which the way is chosen."""
+        count = len(next(iter(batch.values())))
+        if self._widths is None:
+            self._widths = {name: int(x.shape[1]) for name, x in batch.items()}
+            self._start(batch, count)
+        check_same_layers(batch, self._widths)
+        if self.bill.strategy == "gram":
+            self.spool.add(batch, self._rows)
+        else:
+            self.moments.update(batch)
+        self._rows += count
+
+    def _start(self, batch: BatchRows, count: int) -> None:
+        assert self._widths is not None  # noqa: S101 - `add` set them
+        own, cross = [(name, name) for name in self._widths], _cross_pairs(self._widths)
+        # The last batch may be smaller, so this is the most that there can be; without a length, what is known.
+        batches = self._sweep.length
+        rows = batches * count if batches is not None else count if self._bounds["strategy"] == "gram" else None
+        self.bill = plan_among(
+            self._ways(),
+            self._widths,
+            rows,
+            pairs=own + cross,
+            memory=self._bounds["memory"],
+            replay=self._sweep.repeatable,
+            strategy=self._bounds["strategy"],
+            kept=kept_by(self._rule),
+            itemsize=max(x.element_size() for x in batch.values()),
+        )
+        if progress_wanted(self._progress):
+            print(self.bill, file=sys.stderr)
+        way, folder = self.bill.strategy, self._bounds["folder"]
+        if way == "gram":
+            place = folder or self._stack.enter_context(tempfile.TemporaryDirectory(prefix="streamcca-spool-"))
+            self.spool = Spool(Path(place))
+            return
+        if folder is not None:
+            raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")
+        if way == "replay":
+            self._sweep.remember()
+        self.moments = Moments(self._widths, pairs=own + (cross if way == "covariance" else []), **self._options)
+
+    def _ways(self) -> tuple[Way, ...]:
+        asked = self._bounds["strategy"]
+        needs_neurons = gram_refuses(self._pairing["measure"], self._pairing["ridge"], self._options["nonfinite"])
+        if needs_neurons and asked == "gram":
+            raise InputError(needs_neurons)
+        return WAYS[:2] if needs_neurons else WAYS
+
+    def pairing(self, views: Mapping[str, str]) -> tuple[Pairing, int | float]:
+        """Return what compares two views, and the number of rows; `views` says which model each belongs to."""
+        if self.bill.strategy == "gram":
+            return self._pair_scores(views), self._rows
+        truncated = {
+            name: truncate_view(self.moments, name, self._rule, self._value(key), self._pairing["ridge"])
+            for name, key in views.items()
+        }
+        kept = self.bill.strategy == "replay"
+        if kept:
+            _check_second_pass(self.bill, {v: x.native.rank for v, x in truncated.items()}, self.moments.views)
+            project = Projector(truncated, {v: self.moments.mean(v) for v in truncated})
+            rows = self.moments.rows
+            del self.moments  # before those of the second pass are there
+            self.moments = _replay(self._sweep, rows, project, self._options)
+        moments = self.moments
+
+        def pair(a: str, b: str) -> tuple[CCAResult, list[StreamCCAWarning]]:
+            cross = moments.covariance(a, b)
+            return correlate(truncated[a], truncated[b], cross, kept=kept, **self._pairing)
+
+        return pair, moments.n
+
+    def _value(self, key: str) -> float:
+        return self._rule.x if key == "a:" else self._rule.y
+
+    def _pair_scores(self, views: Mapping[str, str]) -> Pairing:
+        self.spool.finish()
+        how = {key: self._options[key] for key in ("precision", "threads")} | {"progress": self._progress}
+        spaces = {}
+        for name, key in views.items():
+            # One matrix at a time; of each view only the kept scores stay.
+            one = form_view(name, self.spool.tiles(name), self.spool.folder, **how)
+            spaces[name] = truncate_gram(one, name, self._rule, self._value(key))
+        remove_files(self.spool.folder, self.spool)
+        return lambda a, b: correlate_scores(spaces[a], spaces[b], **self._pairing)
+
+
+def _check_second_pass(bill: Plan, ranks: Mapping[str, int], widths: Mapping[str, int]) -> None:
+    """Refuse a second pass that turns out larger than billed, before it starts."""
+    need = replay_bytes(widths, ranks, _cross_pairs(widths))
+    if need > max(bill.memory_limit, bill.memory):
+        raise MemoryLimitError(
+            f"replay: the rule keeps up to {max(ranks.values())} directions of a layer, whose pairs need "
+            f"{need / 2**20:.1f} MiB, but {bill.limit_from} leaves {bill.memory_limit / 2**20:.1f} MiB; keep fewer "
+            "(rank=, or a lower share), or watch fewer layers"
+        )
+
+
+def _cross_pairs(views: Mapping[str, Any]) -> list[tuple[str, str]]:
+    b = [name for name in views if name.startswith("b:")]
+    return [(x, y) for x in views if x.startswith("a:") for y in b]
+
+
+def _replay(sweep: Sweep, rows: int, project: Projector, options: dict[str, Any]) -> Moments:
+    ranks = project.ranks
+    projected = Moments(ranks, pairs=_cross_pairs(ranks), **{**options, "precision": "float64"})
+    sweep.run(lambda batch_rows: projected.update(project(batch_rows)), "replay")
+    if projected.rows != rows:
+        raise ReplayError(f"replay: got {projected.rows} rows, expected {rows} as in the first pass")
+    return projected
