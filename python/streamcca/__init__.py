@@ -38,6 +38,7 @@ from streamcca.errors import (
 from streamcca.fourier import FourierResult, svcca_fourier
 from streamcca.gram import Gram, gram
 from streamcca.many import ModelComparison
+from streamcca.measures import SimilarityResult, cka, procrustes
 from streamcca.moments import Moments
 from streamcca.plan import Plan, plan
 from streamcca.results import CCAResult, LayerComparison, Truncation
@@ -62,6 +63,8 @@ __all__ = [
     "cca",
     "pwcca",
     "svcca_fourier",
+    "cka",
+    "procrustes",
     "compare",
     "subspace_scores",
     "Gram",
@@ -72,6 +75,7 @@ __all__ = [
     "null_edges",
     # results
     "CCAResult",
+    "SimilarityResult",
     "LayerComparison",
     "ModelComparison",
     "SubspaceScores",

@@ -31,22 +31,45 @@ def route(
 
     `accumulate` are the options of `moments_of`; `options` what `correlate` takes.
     """
+    refusal = gram_refuses(options["measure"], options["ridge"], accumulate.get("nonfinite", "raise"))
+    state, a, b = state_of(data, rule, strategy, folder, accumulate, refusal)
+    if isinstance(state, Gram):
+        spaces = [truncate_gram(state.view(v), v, rule, value) for v, value in ((a, rule.x), (b, rule.y))]
+        return correlate_scores(spaces[0], spaces[1], **options)
+    x = truncate_view(state, a, rule, rule.x, options["ridge"])
+    y = truncate_view(state, b, rule, rule.y, options["ridge"])
+    return correlate(x, y, state.covariance(a, b), **options)
+
+
+def state_of(
+    data: tuple[Any, ...],
+    rule: Rule | None,
+    strategy: Strategy,
+    folder: Any,
+    accumulate: dict[str, Any],
+    gram_refusal: str = "",
+) -> tuple[Moments | Gram, str, str]:
+    """Return what a route keeps of two views, and their names.
+
+    `rule` says how much of each view will be kept, if anything is to be truncated; `gram_refusal`, why n x n matrices
+    would not do.
+    """
     check_option("strategy", strategy, ("auto", *_WAYS))
+    if gram_refusal and (strategy == "gram" or (data and isinstance(data[0], Gram))):
+        raise InputError(gram_refusal)
     if data and isinstance(data[0], Moments | Gram):
-        return _of_state(data, rule, strategy, folder, options)
-    refusal = gram_refuses(options["measure"], options["ridge"], accumulate["nonfinite"])
-    if refusal and strategy == "gram":
-        raise InputError(refusal)
-    ways: tuple[Way, ...] = _WAYS[:1] if refusal else _WAYS
+        return _check_state(data, strategy, folder)
+    ways: tuple[Way, ...] = _WAYS[:1] if gram_refusal else _WAYS
     data, way = _choose(ways, data, rule, strategy, accumulate["progress"])
     if way == "gram":
-        return _by_gram(data, rule, folder, accumulate, options)
+        how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
+        return gram(*data, folder=folder, **how), "x", "y"
     _refuse_folder(folder)
-    return _by_covariance(data, rule, accumulate, options)
+    return moments_of(data, **accumulate)
 
 
-def _of_state(data: tuple[Any, ...], rule: Rule, strategy: Strategy, folder: Any, options: dict[str, Any]) -> Outcome:
-    """Compare views whose rows are all counted: no route is left to choose."""
+def _check_state(data: tuple[Any, ...], strategy: Strategy, folder: Any) -> tuple[Moments | Gram, str, str]:
+    """Take views whose rows are all counted: no route is left to choose."""
     own = "gram" if isinstance(data[0], Gram) else "covariance"
     if strategy not in ("auto", own):
         raise InputError(
@@ -55,11 +78,11 @@ def _of_state(data: tuple[Any, ...], rule: Rule, strategy: Strategy, folder: Any
         )
     _refuse_folder(folder)
     if own == "covariance":
-        return _by_covariance(data, rule, {}, options)
+        return moments_of(data)
     names = data[1:] or tuple(data[0].views)
     if len(names) != 2:
         raise InputError(f"name two of the views {', '.join(map(repr, data[0].views))}: measure(gram, 'x', 'y')")
-    return _compare_grams(data[0], names[0], names[1], rule, options)
+    return data[0], names[0], names[1]
 
 
 def _refuse_folder(folder: Any) -> None:
@@ -67,27 +90,8 @@ def _refuse_folder(folder: Any) -> None:
         raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")
 
 
-def _by_covariance(data: tuple[Any, ...], rule: Rule, accumulate: dict[str, Any], options: dict[str, Any]) -> Outcome:
-    moments, a, b = moments_of(data, **accumulate)
-    x = truncate_view(moments, a, rule, rule.x, options["ridge"])
-    y = truncate_view(moments, b, rule, rule.y, options["ridge"])
-    return correlate(x, y, moments.covariance(a, b), **options)
-
-
-def _by_gram(
-    data: tuple[Any, ...], rule: Rule, folder: Any, accumulate: dict[str, Any], options: dict[str, Any]
-) -> Outcome:
-    how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
-    return _compare_grams(gram(*data, folder=folder, **how), "x", "y", rule, options)
-
-
-def _compare_grams(grams: Gram, a: str, b: str, rule: Rule, options: dict[str, Any]) -> Outcome:
-    x, y = truncate_gram(grams.view(a), a, rule, rule.x), truncate_gram(grams.view(b), b, rule, rule.y)
-    return correlate_scores(x, y, **options)
-
-
 def _choose(
-    ways: tuple[Way, ...], data: tuple[Any, ...], rule: Rule, strategy: Strategy, progress: Any
+    ways: tuple[Way, ...], data: tuple[Any, ...], rule: Rule | None, strategy: Strategy, progress: Any
 ) -> tuple[tuple[Any, ...], Way]:
     """Return the data, an iterator put together again, and the route to take."""
     rows, widths, itemsize, data = _shapes(data)
@@ -103,7 +107,7 @@ def _choose(
         memory=None,
         replay=True,
         strategy=strategy,
-        kept=kept_by(rule),
+        kept=kept_by(rule) if rule else 1.0,
         itemsize=itemsize,
     )
     if progress_wanted(progress) and bill.strategy != "covariance":

@@ -1,0 +1,76 @@
+"""What debiased CKA sums over single rows beside their moments: squared lengths, and rows weighted by them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamcca._backend import FloatArray
+from streamcca.passes import bits_of, widened
+
+# Rows are widened to float64, this many bytes of them at a time.
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class ShiftedView:
+    """Mean of one view relative to the constant row that was taken from all others."""
+
+    offset: FloatArray
+
+
+class RowSums:
+    """Sums over the rows of two views in float64, relative to the mean of the first rows.
+
+    With a_i = |x_i|^2 and b_i = |y_i|^2, x and y relative to their shifts: a, b and their products, x and y weighted by
+    a and by b.
+    """
+
+    def __init__(self) -> None:
+        self._shifts: list[FloatArray] = []
+        self._lengths = np.zeros(2)
+        self._products = np.zeros((2, 2))
+        # [view][by which lengths]
+        self._weighted: list[list[FloatArray]] = []
+
+    def add(self, x: Any, y: Any) -> None:
+        """Add one batch of both views."""
+        bits = [bits_of(rows, f"view {name!r}") for rows, name in ((x, "x"), (y, "y"))]
+        count = min(len(array) for array, _ in bits)
+        if not count:
+            return
+        if not self._shifts:
+            self._shifts = [widened(array, dtype, np.float64).mean(axis=0) for array, dtype in bits]
+            self._weighted = [[np.zeros_like(shift) for _ in range(2)] for shift in self._shifts]
+        step = max(1, _CHUNK_BYTES // (8 * max(array.shape[1] for array, _ in bits)))
+        for first in range(0, count, step):
+            rows = [
+                widened(array[first : first + step], dtype, np.float64) - shift
+                for (array, dtype), shift in zip(bits, self._shifts, strict=True)
+            ]
+            squares = np.stack([np.einsum("ij,ij->i", view, view) for view in rows])
+            self._lengths += squares.sum(axis=1)
+            self._products += squares @ squares.T
+            for view, sums in zip(rows, self._weighted, strict=True):
+                for total, lengths in zip(sums, squares, strict=True):
+                    total += lengths @ view
+
+    def views(self, mean_x: FloatArray, mean_y: FloatArray, rows: int) -> tuple[ShiftedView, ShiftedView]:
+        """Take the means of all rows; return them relative to the shifts."""
+        self._sums = [rows * (mean - shift) for mean, shift in zip((mean_x, mean_y), self._shifts, strict=True)]
+        x, y = (ShiftedView(total / rows) for total in self._sums)
+        return x, y
+
+    def hsic(self, products: FloatArray, i: int, j: int, n: int) -> float:
+        """Return Song's unbiased HSIC of views i and j; `products` is their X'Y about the shifts.
+
+        With K = XX' and L = YY', zeros on their diagonals: tr(KL) = |X'Y|^2 - sum a_i b_i, 1'K1 = |s|^2 - sum a_i and
+        1'KL1 = s'X'Y t - s' sum x_i b_i - t' sum y_i a_i + sum a_i b_i.
+        """
+        s, t, both = self._sums[i], self._sums[j], self._products[i, j]
+        trace = float(np.vdot(products, products)) - both
+        ones = (s @ s - self._lengths[i]) * (t @ t - self._lengths[j])
+        mixed = s @ products @ t - s @ self._weighted[i][j] - t @ self._weighted[j][i] + both
+        return float((trace + ones / ((n - 1) * (n - 2)) - 2 / (n - 2) * mixed) / (n * (n - 3)))
