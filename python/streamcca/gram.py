@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 import zlib
 from collections.abc import Mapping
@@ -137,6 +136,8 @@ def gram(
     passes = PairPasses(data)
     place: AbstractContextManager[Any] = nullcontext(folder)
     if folder is None and not passes.sources:
+        import tempfile  # loads OpenSSL
+
         place = tempfile.TemporaryDirectory(prefix="streamcca-spool-")
     try:
         with place as where:

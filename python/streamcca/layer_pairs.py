@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,8 +85,11 @@ class LayerPairs:
             print(self.bill, file=sys.stderr)
         way, folder = self.bill.strategy, self._bounds["folder"]
         if way == "gram":
-            place = folder or self._stack.enter_context(tempfile.TemporaryDirectory(prefix="streamcca-spool-"))
-            self.spool = Spool(Path(place))
+            if folder is None:
+                import tempfile  # loads OpenSSL
+
+                folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="streamcca-spool-"))
+            self.spool = Spool(Path(folder))
             return
         if folder is not None:
             raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")

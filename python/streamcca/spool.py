@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -323,6 +322,8 @@ def check_disk(folder: Path, need: int) -> None:
     ------
     StorageError
     """
+    import shutil  # loads compressors
+
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if need > free:
