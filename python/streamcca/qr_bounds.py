@@ -34,40 +34,35 @@ class Bounds:
 class _Reach:
     """How one side's rounding moves the correlations, to first order.
 
-    With E the error of the factor, u_i = U w_i the variate of this side and v_i that of the other,
-    d rho_i = (dU w_i)'v_i. A kept left singular vector p moves, by E, along a discarded one j by
-    (s_p u_j'E v_p + s_j v_j'E'u_p) / (s_p^2 - s_j^2), and out of all of them by E v_p / s_p. So only what the kept
-    directions leave of v_i counts, sin(angle) long: without truncation |d rho_i| <= sqrt(1 - rho_i^2) |E a_i|, with
-    a_i = V w_i / s.
+    With u_i = U w_i the variate of this side and v_i that of the other, d rho_i = (dU w_i)'v_i. Rounding turns the kept
+    left singular vectors U towards those that were not kept, and out of all of them (see `Cut`). So only what the kept
+    directions leave of v_i counts, sin(angle) long: without truncation |d rho_i| <= sqrt(1 - rho_i^2) |E a_i|, with E
+    the error of the factor and a_i = V w_i / s.
     """
 
     def __init__(self, cut: Cut, own: FloatArray, other: FloatArray) -> None:
         """Take this side's coordinates (k, m) and the other side's variates (rows of the factor, m)."""
         depth = len(cut.left)
-        self.noise, self.own = cut.noise, own
+        self.cut, self.own = cut, own
         other = _padded(other, depth)
         self.along = cut.rest.T @ other[:depth]  # (rest, m)
         outside = other.copy()
         outside[:depth] -= cut.left @ (cut.left.T @ other[:depth]) + cut.rest @ self.along
         self.outside = outside  # (rows, m)
-        s, rest = cut.singular_values[:, None], cut.rest_values[None]
-        gap = np.maximum(s - rest, np.maximum(cut.noise, UNIT * s[0]))
-        self.turn = (s**2 + rest**2) / (gap * (s + rest)) ** 2  # (k, rest)
-        self.inverse = 1 / cut.singular_values**2
-        # The largest that any unit vector outside the kept directions could make of it.
-        worst = np.maximum(self.inverse, self.turn.max(axis=1, initial=0.0))
-        self.length = (own**2 * worst[:, None]).sum(axis=0)  # (m,)
-        self.dimension = depth
+        # Squared deviations of |dU w_i|, along the worst direction and in all.
+        worst = np.maximum(cut.drifts, cut.turns.max(axis=1, initial=0.0))
+        self.spread = (own**2).T @ worst**2
+        self.length = depth * self.spread
 
     def mean_variance(self, shares: FloatArray) -> float:
         weighted = self.own * shares
         along, outside = weighted @ self.along.T, weighted @ self.outside.T
-        return self.noise**2 * float((along**2 * self.turn).sum() + self.inverse @ (outside**2).sum(axis=1))
+        return float(((along * self.cut.turns) ** 2).sum() + self.cut.drifts**2 @ (outside**2).sum(axis=1))
 
     def variances(self) -> FloatArray:
-        squares = self.own**2
-        along = (squares.T @ self.turn * (self.along**2).T).sum(axis=1)
-        result: FloatArray = self.noise**2 * (along + (self.outside**2).sum(axis=0) * (squares.T @ self.inverse))
+        squares = (self.own**2).T
+        along = (squares @ self.cut.turns**2 * (self.along**2).T).sum(axis=1)
+        result: FloatArray = along + (self.outside**2).sum(axis=0) * (squares @ self.cut.drifts**2)
         return result
 
 
@@ -100,8 +95,7 @@ def _deviations(rho: FloatArray, x: _Reach, y: _Reach) -> FloatArray:
     directions by some |E a_i|, and the cosine falls by half its square.
     """
     first = x.variances() + y.variances()
-    spread = x.noise**2 * x.length + y.noise**2 * y.length
-    second = 0.5 * (x.dimension * x.noise**2 * x.length + y.dimension * y.noise**2 * y.length)
+    spread, second = x.spread + y.spread, 0.5 * (x.length + y.length)
     deviation = np.zeros_like(rho)
     for _ in range(3):
         low = np.maximum(0.0, rho - _SAFETY * deviation)
@@ -132,7 +126,7 @@ def _moving_shares(
     sign = np.where(loadings < 0, -1.0, 1.0)
     beta = sign.T @ loadings
     total, mean = float(np.trace(beta)), float(shares @ rho)
-    tau = side.noise**2 * side.length + other.noise**2 * other.length
+    tau = side.spread + other.spread
     tau = np.maximum(tau[:, None], tau[None]) + UNIT**2
     square = rho**2
     distance = np.maximum(UNIT, np.abs(square[:, None] - square[None]))

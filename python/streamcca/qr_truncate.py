@@ -9,14 +9,19 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
 from streamcca.qr_state import Factor
+from streamcca.qr_svd import Svd, polished_svd
 from streamcca.subspace import RuleName
 
 UNIT = 2.0**-53
 _SAFETY = 3  # standard deviations, for decisions
-# Deviation of what rounding adds to the factor along any one direction, in unit roundoffs: of the largest singular
-# value for the decomposition, of the longest column for each step that the rows went through (docs/numerics.md).
-_OF_SVD = 0.3
+# What rounding adds to the factor (docs/numerics.md), in unit roundoffs of the length of a column: its deviation along
+# any one direction, once and for each step that the rows went through; and by how much a step stretches a column, which
+# moves no correlation but where a view is cut. Vectors that could not be polished are LAPACK's (qr_svd.py): roundoffs
+# of the largest singular value.
+_ONCE = 0.3
 _OF_STEP = 0.3
+_STRETCH_OF_STEP = 1.5
+_OF_LAPACK = 20.0
 # Directions whose deviation is below this many roundings of the rows are not data.
 _ROW_RESOLUTION = 100
 _SHARE_ROUNDING = 16 * UNIT
@@ -41,10 +46,11 @@ class Cut:
     right: FloatArray = field(repr=False)  # (width, k)
     singular_values: FloatArray = field(repr=False)  # (k,)
     rest: FloatArray = field(repr=False)  # left singular vectors that were not kept
-    rest_values: FloatArray = field(repr=False)
     scale: FloatArray = field(repr=False)  # (width,); 0 marks a constant neuron
-    n: float
-    noise: float  # deviation of the factor's error along any direction
+    # Deviations of what the factor's error E turns left vector p, if it was kept, towards vector j, if not:
+    # (s_p u_j'E v_p + s_j v_j'E'u_p) / (s_p^2 - s_j^2); and towards any direction out of all of them: E v_p / s_p.
+    turns: FloatArray = field(repr=False)  # (k, width - k)
+    drifts: FloatArray = field(repr=False)  # (k,)
 
     @property
     def eigenvalues(self) -> FloatArray:
@@ -79,8 +85,6 @@ def cut_view(factor: Factor, columns: slice, rule: RuleName, value: float) -> Cu
     InputError
         The view is constant or not finite, or its numerical rank is below the rank asked for.
     """
-    from scipy.linalg import svd
-
     matrix = factor.centered[: columns.stop, columns]  # zero below
     if not np.isfinite(matrix).all():
         raise InputError("the moments are not finite, since rows with NaN were let through")
@@ -96,15 +100,18 @@ def cut_view(factor: Factor, columns: slice, rule: RuleName, value: float) -> Cu
     unit = np.exp2(np.rint(np.log2(norms.max())))
     scale = np.where(live, norms if rule == "full" else unit, 0.0)
     inverse = _inverse_or_zero(scale)
-    left, s, right = svd(matrix * inverse, full_matrices=False, overwrite_a=True)
-    longest = float((raw * inverse).max())
-    noise = UNIT * float(np.sqrt((_OF_SVD * s[0]) ** 2 + _OF_STEP**2 * factor.steps * longest**2))
+    svd = polished_svd(matrix * inverse)
+    s = svd.s
+    lengths, steps = raw * inverse, np.sqrt(factor.steps)
+    noise = _noise_along(svd.v, lengths) * UNIT * np.hypot(_ONCE, _OF_STEP * steps)
+    noise = np.where(svd.outside, np.maximum(noise, _OF_LAPACK * UNIT * s[0]), noise)
+    stretch = float(UNIT * _STRETCH_OF_STEP * steps * (raw / np.where(live, norms, 1))[live].max())
     # A random matrix of such entries has norm 2 sqrt(d) times their deviation.
-    tolerance = _SAFETY * noise * 2 * float(np.sqrt(live.sum()))
+    tolerance = float(_SAFETY * UNIT * np.hypot(_ONCE * s[0], _OF_STEP * steps * lengths.max()) * 2 * live.sum() ** 0.5)
     above = int((s > tolerance).sum())
     # Directions below the resolution of the rows are no data; if rounding hides more than these, they could be.
-    hidden = int(live.sum()) if tolerance > _ROW_RESOLUTION * factor.row_unit * longest else above
-    choice = _choose(s[:above], rule, value, noise, tolerance, hidden, _norm2(s))
+    hidden = int(live.sum()) if tolerance > _ROW_RESOLUTION * factor.row_unit * lengths.max() else above
+    choice = _choose(s[:above], rule, value, (float(noise.max()), stretch, tolerance), hidden, float(s @ s))
     k = choice.rank
     return Cut(
         width=len(norms),
@@ -115,21 +122,47 @@ def cut_view(factor: Factor, columns: slice, rule: RuleName, value: float) -> Cu
         highest_rank=choice.highest,
         share=choice.share,
         margin=choice.margin,
-        left=left[:, :k],
-        right=right[:k].T,
+        left=svd.u[:, :k],
+        right=svd.v[:, :k],
         singular_values=s[:k],
-        rest=left[:, k:],
-        rest_values=s[k:],
+        rest=svd.u[:, k:],
         scale=scale,
-        n=factor.n,
-        noise=noise,
+        turns=_turns(svd, k, noise, stretch),
+        drifts=noise[:k] / s[:k],
     )
 
 
+def _noise_along(right: FloatArray, lengths: FloatArray) -> FloatArray:
+    """Return a bound of |E v_p| for columns of E that are independent, `lengths` long, for sums over p, too.
+
+    |E sum x_p v_p|^2 = x'V'D^2 V x <= sum x_p^2 r_p with the row sums r of |V'D^2 V| (Gershgorin); 1 for equal lengths.
+    """
+    products = np.abs(right.T @ (lengths[:, None] ** 2 * right))
+    result: FloatArray = np.sqrt(products.sum(axis=1))
+    return result
+
+
+def _turns(svd: Svd, k: int, noise: FloatArray, stretch: float) -> FloatArray:
+    s, rest = svd.s[:k, None], svd.s[None, k:]
+    # What stretches columns is a small multiple of them: then u_j'E v_p is some s_j.
+    polished = np.sqrt((s * noise[:k, None]) ** 2 + (rest * noise[None, k:]) ** 2 + (stretch * s * rest) ** 2)
+    by_lapack = _OF_LAPACK * UNIT * svd.s[0] * np.hypot(s, rest)
+    gap = np.maximum(s - rest, np.maximum(noise[:k, None], noise[None, k:]))
+    size = np.where(svd.unpolished[:k, k:], np.maximum(polished, by_lapack), polished)
+    result: FloatArray = size / (gap * (s + rest))
+    return result
+
+
 def _choose(
-    s: FloatArray, rule: RuleName, value: float, noise: float, tolerance: float, hidden: int, total_variance: float
+    s: FloatArray,
+    rule: RuleName,
+    value: float,
+    errors: tuple[float, float, float],
+    hidden: int,
+    total_variance: float,
 ) -> _Choice:
     """Choose the rank by a rule from the singular values above rounding, and say what else it could be."""
+    noise, stretch, tolerance = errors
     above = len(s)
     if rule == "rank":
         k = int(value)
@@ -144,10 +177,10 @@ def _choose(
     before, share = float(parts[: k - 1].sum() / total), float(parts[:k].sum() / total)
     margin = 0.0 if share < value else min(share - value, value - before)
     if rule == "variance":
-        error = 2 * noise / total**0.5 + UNIT * len(s) ** 0.5
+        error = 2 * noise / total**0.5 + stretch + UNIT * len(s) ** 0.5
         unseen = 0.0
     else:
-        error = float(np.minimum(s, noise).sum()) / total + UNIT * len(s) ** 0.5
+        error = float(np.minimum(s, noise).sum()) / total + stretch + UNIT * len(s) ** 0.5
         # Directions below rounding are not in the sum, but each could add up to this much.
         unseen = (hidden - above) * tolerance
     lowest = min(k, _first_reaching(parts, total, value - _SAFETY * error))
@@ -161,10 +194,6 @@ def _first_reaching(parts: FloatArray, total: float, value: float) -> int:
     """First k at which the leading parts reach value * total, or the number of parts if they do not."""
     reached = np.cumsum(parts) >= value * total
     return int(reached.argmax()) + 1 if reached.any() else len(parts)
-
-
-def _norm2(s: FloatArray) -> float:
-    return float(s @ s)
 
 
 def _inverse_or_zero(values: FloatArray) -> FloatArray:
