@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import pickle
 import threading
+import tracemalloc
 
 import extended
 import hypothesis.strategies as st
@@ -14,13 +15,15 @@ import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from test_refusals import BAD, GOOD
 
 import streamcca as sc
 from streamcca import _memory, qr_state, store
 from streamcca.qr import QRMoments, qr_cost, qr_moments_of
 from streamcca.qr_blocks import block_depth
+from streamcca.qr_cca import qr_compare
+from streamcca.subspace import Rule
 
 U = 2.0**-53
 DEPTH = block_depth(10)
@@ -125,6 +128,8 @@ def test_large_and_small_units_change_nothing_but_the_unit(scale, rng):
 # ---------------------------------------------------------------------- batches
 
 
+@example(cuts=[DEPTH - 1, DEPTH + 1])
+@example(cuts=[DEPTH, 2 * DEPTH])
 @given(cuts=st.lists(st.integers(0, 1300), max_size=8))
 def test_batches_do_not_change_a_bit(cuts):
     rng = np.random.default_rng(0)
@@ -534,13 +539,22 @@ def test_everything_that_measures_accept_as_data(rows, tmp_path):
             qr_moments_of(data)
 
 
-def test_cost():
-    need, operations = qr_cost([1000, 500])
-    assert operations == pytest.approx(2 * 1500**2, rel=0.01)
-    # Three triangles in one piece at least, and not ten.
-    assert 3 * 8 * 1500**2 < need < 10 * 8 * 1500**2
-    assert qr_cost([1000, 500], 10_000)[1] > operations
-    assert qr_cost([2000, 500])[0] > need
+def test_cost(rng):
+    need, operations = qr_cost([150, 250])
+    assert operations == pytest.approx(2 * 400**2, rel=0.01)
+    assert qr_cost([150, 250], 10_000)[1] > operations
+    assert qr_cost([150, 250], 10_000)[1] < qr_cost([150, 250], 1000)[1]
+    assert qr_cost([150, 500])[0] > need
+    # Arrays of NumPy report to tracemalloc.
+    tracemalloc.start()
+    try:
+        m = QRMoments({"a": 150, "b": 250})
+        for _ in range(3):
+            m.update(a=rng.standard_normal((500, 150)), b=rng.standard_normal((500, 250)))
+        qr_compare(m, "a", "b", Rule("full"), measure="cca")
+        assert 0.6 * need < tracemalloc.get_traced_memory()[1] < 1.05 * need
+    finally:
+        tracemalloc.stop()
 
 
 def test_repr(rows):

@@ -9,9 +9,10 @@ import numpy as np
 
 from streamcca._backend import FloatArray, TruncatedView
 from streamcca.cca import REFUSE_ABOVE, WARN_ABOVE, Measure, _check_rows, _condition
-from streamcca.errors import AccuracyError, AccuracyWarning, InputError, StreamCCAWarning
+from streamcca.errors import AccuracyError, AccuracyWarning, InputError, NumericError, StreamCCAWarning
 from streamcca.qr import QRMoments
 from streamcca.qr_bounds import Bounds, Variates, bounds_of
+from streamcca.qr_svd import lapack_svd
 from streamcca.qr_truncate import Cut, cut_view
 from streamcca.results import CCAResult, Truncation
 from streamcca.significance import null_mean
@@ -89,7 +90,7 @@ def qr_compare(
     True
     """
     x, y = _side(moments, a, rule, rule.x), _side(moments, b, rule, rule.y)
-    moments.check_ddof(1)
+    moments._check_ddof(1)
     kx, ky, rows = x.cut.rank, y.cut.rank, moments.rows
     notes = _check_rows(x.truncated, y.truncated, rows, allow_underdetermined)
     variates = _variates(x.cut, y.cut)
@@ -132,18 +133,16 @@ def qr_compare(
 def _side(moments: QRMoments, view: str, rule: Rule, value: float) -> _Side:
     try:
         cut = cut_view(moments.factor(), moments.columns(view), rule.name, value)
-    except InputError as error:
-        raise InputError(f"view {view!r}: {error}") from None
+    except (InputError, NumericError) as error:
+        raise type(error)(f"view {view!r}: {error}") from None
     # It has all of a native truncated view that the checks look at.
     native = cast(TruncatedView, cut)
     return _Side(cut, Truncated(view, rule, native, moments.n, moments.rows, PRECISION))
 
 
 def _variates(x: Cut, y: Cut) -> Variates:
-    from scipy.linalg import svd
-
     depth = min(len(x.left), len(y.left))  # below, one of both is zero
-    u, rho, vt = svd(x.left[:depth].T @ y.left[:depth], full_matrices=False)
+    u, rho, vt = lapack_svd(x.left[:depth].T @ y.left[:depth])
     v = vt.T
     # Signs are arbitrary; the largest x weight of every variate is made positive, so that runs can be compared.
     weights = x.right @ (u / x.singular_values[:, None])

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamcca._backend import FloatArray
+from streamcca.errors import NumericError
 
 # Turns above are left alone: to first order only small ones are known. One of 2^-17 leaves vectors that are
 # orthogonal to 2^-34, and those of the second round to 2^-68.
@@ -38,15 +39,33 @@ def polished_svd(matrix: FloatArray) -> Svd:
     Ogita & Aishima (2020), "Iterative refinement for singular value decomposition based on matrix multiplication",
     Journal of Computational and Applied Mathematics 369; here in one precision.
     """
-    from scipy.linalg import svd
-
-    u, s, vt = svd(matrix, full_matrices=False)
+    u, s, vt = lapack_svd(matrix)
     v = np.ascontiguousarray(vt.T)
     u, outside = _within_range(matrix, u, s, v)
     u, s, v, _ = _turned(matrix, u, v)
     u, s, v, unpolished = _turned(matrix, u, v)
     order = np.argsort(-s, kind="stable")
     return Svd(u[:, order], s[order], v[:, order], unpolished[np.ix_(order, order)], outside[order])
+
+
+def lapack_svd(matrix: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return thin U, s and V' by divide and conquer, or by QR iterations should that fail.
+
+    Raises
+    ------
+    NumericError
+        Neither converged.
+    """
+    from scipy.linalg import LinAlgError, svd
+
+    try:
+        return svd(matrix, full_matrices=False)  # type: ignore[no-any-return]
+    except LinAlgError:
+        pass
+    try:
+        return svd(matrix, full_matrices=False, lapack_driver="gesvd")  # type: ignore[no-any-return]
+    except LinAlgError as error:
+        raise NumericError(f"the singular values of a factor were not found ({error}); truncate the view") from None
 
 
 def _within_range(

@@ -18,7 +18,7 @@ _SAFETY = 3  # standard deviations, for decisions
 # any one direction, once and for each step that the rows went through; and by how much a step stretches a column, which
 # moves no correlation but where a view is cut. Vectors that could not be polished are LAPACK's (qr_svd.py): roundoffs
 # of the largest singular value.
-_ONCE = 0.3
+_ONCE = 0.4
 _OF_STEP = 0.3
 _STRETCH_OF_STEP = 1.5
 _OF_LAPACK = 20.0
