@@ -322,6 +322,37 @@ def test_the_bound_grows_with_the_number_of_blocks_as_the_errors_do():
 
 
 @needs_long_doubles
+def test_the_bound_knows_of_rows_that_left_the_shift_behind():
+    """The same rows, once with the first block far from all others and once shuffled: the shift then lies elsewhere."""
+    rng = np.random.default_rng(0)
+    x, y = mixed(1e4)(rng, 20_000, 4, 3)
+    size = np.sqrt(20_000)
+    far = (np.arange(20_000) >= 512)[:, None]
+    x, y = size * x + 30 * far * rng.standard_normal(4), size * y + 30 * far * rng.standard_normal(3)
+    order = rng.permutation(20_000)
+    drifted, shuffled = qr(x, y)[0], qr(x[order], y[order])[0]
+    rho = extended.correlations(x, y)[0]
+    assert_covered(drifted, rho)
+    assert_covered(shuffled, rho)
+    assert 3 * shuffled.error_bound < drifted.error_bound < 30 * shuffled.error_bound
+
+
+@needs_long_doubles
+def test_a_cut_between_near_singular_values_feels_what_stretches_columns():
+    """Each block stretches columns by a roundoff or two, which only a cut notices; bounds are eight deviations."""
+    found = []
+    for seed in range(3):
+        x, y = few_levels(np.random.default_rng(500 + seed), 30_000, 7, 6)
+        m, a, b = qr_moments_of((x, y))
+        for k in (2, 3, 4, 5):
+            r, _ = qr_compare(m, a, b, Rule("rank", k, k), measure="svcca")
+            rho = extended.correlations(x, y, "rank", k)[0]
+            assert_covered(r, rho)
+            found.append(8 * (errors(r, rho)[0] / r.correlation_error_bounds).max())
+    assert 0.1 < np.sqrt(np.mean(np.square(found))) < 1
+
+
+@needs_long_doubles
 def test_merged_parts_stay_within_the_bound():
     for seed in range(4):
         x, y = mixed(1e6)(np.random.default_rng(seed), 6000, 6, 5)
