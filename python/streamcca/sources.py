@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -225,8 +225,26 @@ def _chunks(sources: list[RowSource], rows: int) -> Iterator[tuple[int, int]]:
         yield first, min(step, rows - first)
 
 
-def accumulate_sources(sources: list[RowSource], progress: Any, **options: Any) -> Moments:
-    """Stream aligned sources into the moments of all their pairs."""
+class Accumulates(Protocol):
+    """What takes the rows of named views batch by batch: `Moments`, or what stands in for them."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of weight above zero."""
+
+    @property
+    def views(self) -> dict[str, int]:
+        """Name and width of each view."""
+
+    def update(self, batch: Mapping[str, Any], /) -> None:
+        """Add one batch."""
+
+
+A = TypeVar("A", bound=Accumulates)
+
+
+def _stream_sources(make: Callable[..., A], sources: list[RowSource], progress: Any, **options: Any) -> A:
+    """Stream aligned sources into what `make` makes of their widths and the options."""
     rows = sources[0].rows
     for source in sources:
         if source.rows != rows:
@@ -234,7 +252,7 @@ def accumulate_sources(sources: list[RowSource], progress: Any, **options: Any) 
                 f"view {source.name!r}: got {source.rows} rows, expected {rows} as in view {sources[0].name!r}; every "
                 "view must see the same rows in the same order"
             )
-    moments = Moments({source.name: source.width for source in sources}, **options)
+    moments = make({source.name: source.width for source in sources}, **options)
     with progress_bar(progress, rows, "row", "accumulate") as bar:
         for first, count in _chunks(sources, rows):
             moments.update({source.name: source.read(first, count) for source in sources})
@@ -242,29 +260,31 @@ def accumulate_sources(sources: list[RowSource], progress: Any, **options: Any) 
     return moments
 
 
-def accumulate_arrays(arrays: Mapping[str, Any], progress: Any, **options: Any) -> Moments:
-    """Stream aligned arrays, memory maps or files, one for each view; files are closed again."""
+def _stream_arrays(make: Callable[..., A], arrays: Mapping[str, Any], progress: Any, **options: Any) -> A:
     sources: list[RowSource] = []
     try:
         for name, array in arrays.items():
             sources.append(open_source(array, name))
-        return accumulate_sources(sources, progress, **options)
+        return _stream_sources(make, sources, progress, **options)
     finally:
         for source in sources:
             if isinstance(source, NpyFile):
                 source.close()
 
 
-def accumulate_batches(
-    batches: Iterable[Any], views_of: Callable[[int, Any], Mapping[str, Any]], progress: Any, **options: Any
-) -> Moments:
-    """Stream batches, which `views_of` turns into mappings from view to rows."""
-    moments: Moments | None = None
+def _stream_batches(
+    make: Callable[..., A],
+    batches: Iterable[Any],
+    views_of: Callable[[int, Any], Mapping[str, Any]],
+    progress: Any,
+    **options: Any,
+) -> A:
+    moments: A | None = None
     with progress_bar(progress, None, "row", "accumulate") as bar:
         for i, batch in enumerate(batches):
             views = views_of(i, batch)
             if moments is None:
-                moments = Moments({name: ArraySource(array, name).width for name, array in views.items()}, **options)
+                moments = make({name: ArraySource(array, name).width for name, array in views.items()}, **options)
             moments.update(views)
             bar.update(len(next(iter(views.values()))))
     if moments is None:
@@ -272,11 +292,48 @@ def accumulate_batches(
     return moments
 
 
+def accumulate_sources(sources: list[RowSource], progress: Any, **options: Any) -> Moments:
+    """Stream aligned sources into the moments of all their pairs."""
+    return _stream_sources(Moments, sources, progress, **options)
+
+
+def accumulate_arrays(arrays: Mapping[str, Any], progress: Any, **options: Any) -> Moments:
+    """Stream aligned arrays, memory maps or files, one for each view; files are closed again."""
+    return _stream_arrays(Moments, arrays, progress, **options)
+
+
+def accumulate_batches(
+    batches: Iterable[Any], views_of: Callable[[int, Any], Mapping[str, Any]], progress: Any, **options: Any
+) -> Moments:
+    """Stream batches, which `views_of` turns into mappings from view to rows."""
+    return _stream_batches(Moments, batches, views_of, progress, **options)
+
+
 def pair_of(i: int, batch: Any) -> Mapping[str, Any]:
     """Return the views of a batch that is a pair of arrays."""
     if isinstance(batch, Mapping) or not hasattr(batch, "__len__") or len(batch) != 2:
         raise InputError(f"batch {i}: got {type(batch).__name__}, expected a pair (x, y) of arrays")
     return dict(zip("xy", batch, strict=True))
+
+
+def accumulate_pair(make: Callable[..., A], data: tuple[Any, ...], progress: Any, **options: Any) -> A:
+    """Stream two arrays or files, or an iterable of pairs of batches, as the views 'x' and 'y' of what `make` makes."""
+    if (
+        len(data) == 1
+        and not hasattr(data[0], "shape")
+        and isinstance(data[0], Iterable)
+        and not isinstance(data[0], str)
+    ):
+        moments = _stream_batches(make, data[0], pair_of, progress, **options)
+    elif len(data) == 2:
+        moments = _stream_arrays(make, dict(zip("xy", data, strict=True)), progress, **options)
+    else:
+        raise InputError(
+            "data: expected (moments, 'a', 'b'), two arrays or .npy paths (X, Y), or one iterable of (x, y) batches"
+        )
+    if moments.rows == 0:
+        raise InputError("the data hold no rows; expected at least 2")
+    return moments
 
 
 def moments_of(
@@ -288,28 +345,14 @@ def moments_of(
     progress: Any = "auto",
 ) -> tuple[Moments, str, str]:
     """Return moments and the two view names, for everything that the measures accept as data."""
-    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
     if data and isinstance(data[0], Moments):
-        return _views_of(data[0], data[1:])
-    if (
-        len(data) == 1
-        and not hasattr(data[0], "shape")
-        and isinstance(data[0], Iterable)
-        and not isinstance(data[0], str)
-    ):
-        moments = accumulate_batches(data[0], pair_of, progress, **options)
-    elif len(data) == 2:
-        moments = accumulate_arrays(dict(zip("xy", data, strict=True)), progress, **options)
-    else:
-        raise InputError(
-            "data: expected (moments, 'a', 'b'), two arrays or .npy paths (X, Y), or one iterable of (x, y) batches"
-        )
-    if moments.rows == 0:
-        raise InputError("the data hold no rows; expected at least 2")
-    return moments, "x", "y"
+        return two_views(data[0], data[1:])
+    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
+    return accumulate_pair(Moments, data, progress, **options), "x", "y"
 
 
-def _views_of(moments: Moments, names: tuple[Any, ...]) -> tuple[Moments, str, str]:
+def two_views(moments: A, names: tuple[Any, ...]) -> tuple[A, str, str]:
+    """Return moments and the names of two of their views; names may be left out where there are just two."""
     if not names and len(moments.views) == 2:
         names = tuple(moments.views)
     if len(names) != 2 or not all(isinstance(name, str) for name in names):

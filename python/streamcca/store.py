@@ -18,12 +18,19 @@ from streamcca.errors import MissingFileError, StateFileError, StorageError
 
 FORMAT = "streamcca.moments"
 SCORES_FORMAT = "streamcca.scores"
+QR_FORMAT = "streamcca.qr"
 FORMAT_VERSION = 1
-_WRITERS = {FORMAT: "Moments.save", SCORES_FORMAT: "SubspaceScores.save"}
+QR_FORMAT_VERSION = 1
+_WRITERS = {FORMAT: "Moments.save", SCORES_FORMAT: "SubspaceScores.save", QR_FORMAT: "QRMoments.save"}
 _CORE_LISTS = ("shift", "sums", "squares", "pending", "moments")
 
 
 # ---------------------------------------------------------------------- state <-> flat tensors
+
+
+def made_by() -> dict[str, str]:
+    """Return what wrote a file."""
+    return {"streamcca": VERSION, "isa": active_isa()}
 
 
 def pack_state(core: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -33,12 +40,11 @@ def pack_state(core: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     for key in _CORE_LISTS:
         for i, array in enumerate(core.pop(key)):
             tensors[f"{key}.{i}"] = array
-    made_by = {"streamcca": VERSION, "isa": active_isa()}
     return {
         "meta": {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "made_by": made_by,
+            "made_by": made_by(),
             "config": config,
             "state": core,
         },
