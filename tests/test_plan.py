@@ -86,7 +86,7 @@ def test_the_bill_is_shown_before_it_starts(capsys):
 def test_the_rule_decides_what_is_billed():
     """A full rule keeps everything, so the replay saves nothing; a rank is known beforehand."""
     shapes = {f"{m}{i}": 400 for m in "ab" for i in range(6)}
-    covariance, replay = sc.plan(shapes, kept=1.0).routes
+    covariance, replay = sc.plan(shapes, kept=1.0).routes[:2]
     assert replay.memory > 0.9 * covariance.memory
     few = sc.plan(shapes, kept=5).routes[1]
     assert few.memory < replay.memory / 2
@@ -111,3 +111,15 @@ def test_arithmetic_of_a_large_case_needs_no_memory():
     bill = sc.plan({f"l{i}": 100_000 for i in range(3)}, memory=10**15)
     assert bill.routes[0].memory > 3e11
     assert np.isfinite(bill.routes[1].flops_per_row)
+
+
+def test_qr_is_taken_only_when_asked_for():
+    shapes = {"a": 300, "b": 300}
+    assert sc.plan(shapes, 1000, strategy="qr").strategy == "qr"
+    # Of all routes only QR would fit here, and yet the refusal does not offer what the data may not need.
+    few = {route.strategy: route.memory for route in sc.plan(shapes, 1000).routes}
+    assert list(few) == ["covariance", "replay", "gram", "qr"]
+    with pytest.raises(sc.MemoryLimitError, match="strategy='qr' does not fit: .*qr needs"):
+        sc.plan(shapes, 1000, memory=1 << 20, strategy="qr")
+    with pytest.raises(sc.MemoryLimitError, match="gram needs [^q]* leaves"):
+        sc.plan(shapes, 1000, memory=1 << 20)

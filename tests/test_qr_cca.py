@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import warnings
 from fractions import Fraction
 
 import extended
-import mpmath
 import nist
 import numpy as np
 import pytest
@@ -81,10 +81,10 @@ def test_planted_correlations_through_ill_conditioned_views(kappa):
 
 def digits(found, exact):
     """Correct decimal digits (LRE) of a float against a fraction's root."""
-    with mpmath.workdps(40):
-        root = mpmath.sqrt(mpmath.mpf(exact.numerator) / exact.denominator)
-        error = abs(mpmath.mpf(found) - root) / root
-        return 17.0 if error == 0 else float(-mpmath.log10(error))
+    with decimal.localcontext(prec=40):
+        root = (decimal.Decimal(exact.numerator) / exact.denominator).sqrt()
+        error = abs(decimal.Decimal(found) - root) / root
+        return 17.0 if error == 0 else float(-error.log10())
 
 
 @pytest.mark.parametrize("name", nist.CERTIFIED)

@@ -41,6 +41,7 @@ from streamcca.many import ModelComparison
 from streamcca.measures import SimilarityResult, cka, procrustes
 from streamcca.moments import Moments
 from streamcca.plan import Plan, plan
+from streamcca.qr import QRMoments
 from streamcca.results import CCAResult, LayerComparison, Truncation
 from streamcca.scores import SubspaceScores, subspace_scores
 from streamcca.significance import null_edges, null_mean
@@ -51,6 +52,7 @@ __all__ = [
     "__version__",
     # data in
     "Moments",
+    "QRMoments",
     "watch",
     "Watch",
     "Dynamics",

@@ -72,9 +72,11 @@ def svcca(
         As in `Moments`, for data that are not moments yet.
     progress : 'auto' or bool
         Progress bar on stderr for files and iterables; 'auto' shows it on a terminal.
-    strategy : 'auto', 'covariance' or 'gram'
+    strategy : 'auto', 'covariance', 'gram' or 'qr'
         How the numbers come about, for data that are not moments yet: by covariances, of any number of rows; by an
-        n x n matrix for each view, of any width (`gram`). 'auto' takes the first that fits into memory; see `plan`.
+        n x n matrix for each view, of any width (`gram`); by a triangular factor of the rows (`QRMoments`), which costs
+        more and keeps twice as many digits of ill-conditioned views. 'auto' takes the first of the first two that fits
+        into memory; see `plan`.
     folder : path, optional
         For 'gram': where rows of an iterable wait, and where a killed job goes on; see `gram`.
 

@@ -43,7 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--nonfinite", choices=("raise", "skip"), default="raise", help="rows with NaN or infinity")
     compare.add_argument("--threads", type=_count)
     compare.add_argument(
-        "--strategy", choices=("auto", "covariance", "gram"), default="auto", help="gram: layers of any width, few rows"
+        "--strategy",
+        choices=("auto", "covariance", "gram", "qr"),
+        default="auto",
+        help="gram: layers of any width, few rows; qr: ill-conditioned layers",
     )
     compare.add_argument("--folder", metavar="DIR", help="where a killed job of strategy gram goes on")
     compare.add_argument("--plot", metavar="OUT.png", help="draw the correlations (needs matplotlib)")

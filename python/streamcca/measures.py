@@ -16,7 +16,8 @@ from streamcca.moments import Moments
 from streamcca.pairing import Progress
 from streamcca.passes import PairPasses
 from streamcca.plan import Strategy
-from streamcca.routes import state_of
+from streamcca.qr import QRMoments
+from streamcca.routes import WITHOUT_CORRELATIONS, state_of
 from streamcca.row_sums import RowSums
 
 # Standard deviations of rounding that a bound covers, as for correlations.
@@ -136,7 +137,8 @@ def cka(
     if debiased and not (data and isinstance(data[0], Moments | Gram)) and strategy != "gram":
         sums = RowSums()
         data = _watched(data, sums)
-    state, a, b = state_of(data, None, strategy, folder, accumulate)
+    state, a, b = state_of(data, None, strategy, folder, accumulate, ways=WITHOUT_CORRELATIONS)
+    assert not isinstance(state, QRMoments)  # noqa: S101 - none of these ways
     if isinstance(state, Gram):
         return _cka_of_grams(state, a, b, debiased)
     if not debiased:
@@ -194,7 +196,8 @@ def procrustes(
     """
     accumulate = {"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress}
     refusal = "" if nonfinite == "raise" else "nonfinite: strategy='gram' takes 'raise' only"
-    state, a, b = state_of(data, None, strategy, folder, accumulate, refusal)
+    state, a, b = state_of(data, None, strategy, folder, accumulate, refusal, WITHOUT_CORRELATIONS)
+    assert not isinstance(state, QRMoments)  # noqa: S101 - none of these ways
     if isinstance(state, Gram):
         return _procrustes_of_grams(state, a, b)
     return _procrustes_of_moments(state, a, b)

@@ -24,7 +24,8 @@ VARIANCE_99 = Rule("variance", 0.99, 0.99)
 
 WARN_ABOVE = 1e-6
 REFUSE_ABOVE = 1e-2
-_REMEDY = "truncate more, add a ridge, or accumulate with precision='float64'"
+_REMEDY = "truncate more, add a ridge, accumulate with precision='float64', or give the rows with strategy='qr'"
+_LAST_REMEDY = "truncate more"
 
 
 def correlate(
@@ -66,15 +67,19 @@ def result_of(
     ridge: float = 0.0,
     allow_underdetermined: bool = False,
     allow_inaccurate: bool = False,
+    finest: bool = False,
 ) -> tuple[CCAResult, list[StreamCCAWarning]]:
-    """Turn the numbers of `_backend.compare`, however they came about, into a result, and warn of what limits them."""
+    """Turn the numbers of `_backend.compare`, however they came about, into a result, and warn of what limits them.
+
+    `finest`: no other route or precision would have more digits.
+    """
     kx, ky, n = x.native.rank, y.native.rank, x.rows
     notes = _check_rows(x, y, allow_underdetermined)
     # Each rank that could as well be one higher or lower moves one correlation by at most 1.
     uncertain = x.uncertain_ranks + y.uncertain_ranks
     rounding, shares = numbers["mean_error_bound"], numbers["shares_error_bound"]
     bound = min(1.0, rounding + shares + uncertain * float(numbers["shares"].max()))
-    notes += _check_accuracy(x, y, rounding, bound, allow_inaccurate)
+    notes += _check_accuracy(x, y, rounding, bound, allow_inaccurate, finest)
     if shares > WARN_ABOVE:
         notes.append(
             AccuracyWarning(
@@ -136,18 +141,18 @@ def _check_rows(x: Truncated, y: Truncated, allow_underdetermined: bool) -> list
 
 
 def _check_accuracy(
-    x: Truncated, y: Truncated, rounding: float, bound: float, allow_inaccurate: bool
+    x: Truncated, y: Truncated, rounding: float, bound: float, allow_inaccurate: bool, finest: bool
 ) -> list[StreamCCAWarning]:
     """Refuse or note what limits the digits: rounding, an unresolved cut, directions below rounding."""
     # A threshold that falls between two ranks can be moved; that directions drown in rounding is the data's doing
     # (neurons that depend on each other exactly look the same), so it is said and bounded, but not refused.
     cut = [side for side in (x, y) if side.uncertain_ranks and not side.rule.keeps_all]
     drowned = [side for side in (x, y) if side.uncertain_ranks and side.rule.keeps_all]
-    amount = bound if cut else rounding
+    amount, remedy = bound if cut else rounding, _LAST_REMEDY if finest else _REMEDY
     if amount > REFUSE_ABOVE and not allow_inaccurate:
         raise AccuracyError(
             f"views {x.view!r} and {y.view!r}: rounding may have moved the mean by {amount:.1e}, more than "
-            f"{REFUSE_ABOVE:g}{', since it decides the rank' if cut else ''}; {_REMEDY}, or pass allow_inaccurate=True"
+            f"{REFUSE_ABOVE:g}{', since it decides the rank' if cut else ''}; {remedy}, or pass allow_inaccurate=True"
         )
     notes = [
         StreamCCAWarning(f"view {side.view!r}: {side.constant_neurons} constant neurons are left out")
@@ -155,8 +160,8 @@ def _check_accuracy(
         if side.rule.name == "full" and side.constant_neurons
     ]
     if rounding > WARN_ABOVE:
-        notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {rounding:.1e}; {_REMEDY}"))
-    notes += [AccuracyWarning(why_uncertain(side)) for side in cut + drowned]
+        notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {rounding:.1e}; {remedy}"))
+    notes += [AccuracyWarning(why_uncertain(side, finest)) for side in cut + drowned]
     return notes
 
 

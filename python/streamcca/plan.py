@@ -10,6 +10,7 @@ from streamcca._backend import peak_gflops, state_bytes
 from streamcca._memory import available_memory
 from streamcca.errors import InputError, MemoryLimitError
 from streamcca.gram import gram_bytes, gram_flops
+from streamcca.qr import qr_cost
 from streamcca.subspace import Rule
 from streamcca.views import Pairs, check_option, checked_views, pair_list
 
@@ -245,11 +246,12 @@ def plan_among(
         "covariance": _covariance_route(views, wanted, limit, ranks),
         "replay": _replay_route(views, wanted, limit, ranks) if replay else None,
         "gram": _gram_route(views, n, limit, itemsize) if n else None,
+        "qr": _qr_route(views, n, limit),
     }
     if strategy == "gram" and not n:
         raise InputError("n: got None, expected the number of rows, whose square strategy='gram' holds")
     routes = [route for way, route in considered.items() if way in ways and route is not None]
-    chosen = [r for r in routes if strategy in ("auto", r.strategy) and r.fits]
+    chosen = [r for r in routes if r.fits and (r.strategy == strategy or (strategy == "auto" and r.strategy != "qr"))]
     if not chosen:
         raise MemoryLimitError(_refusal(routes, limit, source, strategy, replay))
     return Plan(chosen[0].strategy, tuple(routes), limit, source, n, kept, len(views), len(wanted))
@@ -318,9 +320,15 @@ def _gram_route(views: dict[str, int], n: int, limit: int, itemsize: int) -> Rou
     return Route("gram", 1, memory, gram_flops(n, widths) / n, memory <= limit, n * sum(widths) * itemsize)
 
 
+def _qr_route(views: dict[str, int], n: int | None, limit: int) -> Route:
+    memory, flops = qr_cost(list(views.values()), n)
+    return Route("qr", 1, memory, flops, memory <= limit)
+
+
 def _refusal(routes: list[Route], limit: int, source: str, strategy: Any, replay: bool) -> str:
-    needs = " and ".join(f"{route.strategy} needs {_size(route.memory)}" for route in routes)
-    fitting = [route.strategy for route in routes if route.fits]
+    asked_for = [route for route in routes if strategy == route.strategy or route.strategy != "qr"]
+    needs = " and ".join(f"{route.strategy} needs {_size(route.memory)}" for route in asked_for)
+    fitting = [route.strategy for route in routes if route.fits and route.strategy != "qr"]
     if fitting:
         remedy = f"strategy={fitting[0]!r} fits"
     elif not replay:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
 from streamcca._backend import FloatArray, TruncatedView
-from streamcca.cca import REFUSE_ABOVE, WARN_ABOVE, Measure, _check_rows, _condition
-from streamcca.errors import AccuracyError, AccuracyWarning, InputError, NumericError, StreamCCAWarning
+from streamcca.errors import InputError, NumericError, StreamCCAWarning
+from streamcca.pairing import Measure, result_of
 from streamcca.qr import QRMoments
-from streamcca.qr_bounds import Bounds, Variates, bounds_of
+from streamcca.qr_bounds import Variates, bounds_of
 from streamcca.qr_svd import lapack_svd
 from streamcca.qr_truncate import Cut, cut_view
-from streamcca.results import CCAResult, Truncation
-from streamcca.significance import null_mean
+from streamcca.results import CCAResult
 from streamcca.subspace import Rule, Truncated
 
 PRECISION = "float64 (QR)"
@@ -23,7 +22,7 @@ PRECISION = "float64 (QR)"
 
 @dataclass(frozen=True)
 class _Side:
-    """One view, cut, in the form that this module and the checks of `streamcca.cca` take."""
+    """One view, cut, in the form that this module and the checks of `streamcca.pairing` take."""
 
     cut: Cut
     truncated: Truncated
@@ -91,43 +90,31 @@ def qr_compare(
     """
     x, y = _side(moments, a, rule, rule.x), _side(moments, b, rule, rule.y)
     moments._check_ddof(1)
-    kx, ky, rows = x.cut.rank, y.cut.rank, moments.rows
-    notes = _check_rows(x.truncated, y.truncated, rows, allow_underdetermined)
     variates = _variates(x.cut, y.cut)
     shares = _shares(x.cut, y.cut, variates, side)
     bounds = bounds_of(x.cut, y.cut, variates, shares, side)
-    # Each rank that could as well be one higher or lower moves one correlation by at most 1.
-    uncertain = x.truncated.uncertain_ranks + y.truncated.uncertain_ranks
-    bound = min(1.0, bounds.mean + bounds.shares + uncertain * float(shares.max()))
-    notes += _check_accuracy(x, y, bounds, bound, allow_inaccurate)
     root = (moments.n - 1) ** 0.5
-    result = CCAResult(
+    numbers = {
+        "mean": float(shares @ variates.correlations),
+        "mean_error_bound": bounds.mean,
+        "shares_error_bound": bounds.shares,
+        "correlations": variates.correlations,
+        "correlation_error_bounds": bounds.correlations,
+        "shares": shares,
+        "x_weights": x.cut.in_neurons(variates.x / x.cut.singular_values[:, None]) * root,
+        "y_weights": y.cut.in_neurons(variates.y / y.cut.singular_values[:, None]) * root,
+    }
+    result, notes = result_of(
+        x.truncated,
+        y.truncated,
+        numbers,
         measure=measure,
-        mean=float(shares @ variates.correlations),
-        correlations=variates.correlations,
-        rank_x=kx,
-        rank_y=ky,
-        n=moments.n,
-        rows=rows,
-        width_x=x.cut.width,
-        width_y=y.cut.width,
-        truncation=Truncation(rule, x.cut.share, y.cut.share, x.cut.margin, y.cut.margin, uncertain == 0),
-        error_bound=bound,
-        correlation_error_bounds=bounds.correlations,
-        null_mean=null_mean(kx, ky, rows),
-        x_weights=x.cut.in_neurons(variates.x / x.cut.singular_values[:, None]) * root,
-        y_weights=y.cut.in_neurons(variates.y / y.cut.singular_values[:, None]) * root,
-        shares=shares,
         side=side,
-        condition_x=_condition(x.truncated),
-        condition_y=_condition(y.truncated),
-        numerical_rank_x=x.cut.numerical_rank,
-        numerical_rank_y=y.cut.numerical_rank,
-        ridge=0.0,
-        precision=PRECISION,
-        warnings=tuple(str(note) for note in notes),
+        allow_underdetermined=allow_underdetermined,
+        allow_inaccurate=allow_inaccurate,
+        finest=True,
     )
-    return result, notes
+    return replace(result, strategy="qr"), notes
 
 
 def _side(moments: QRMoments, view: str, rule: Rule, value: float) -> _Side:
@@ -160,45 +147,3 @@ def _shares(x: Cut, y: Cut, variates: Variates, side: str) -> FloatArray:
     sizes = np.abs(loadings).sum(axis=0)
     result: FloatArray = sizes / sizes.sum()
     return result
-
-
-def _check_accuracy(x: _Side, y: _Side, bounds: Bounds, bound: float, allow_inaccurate: bool) -> list[StreamCCAWarning]:
-    """Refuse or note what limits the digits, by the rules of `streamcca.cca`, with what helps here."""
-    uncertain = [side.truncated for side in (x, y) if side.truncated.uncertain_ranks]
-    cut = [side for side in uncertain if not side.rule.keeps_all]
-    names = f"views {x.truncated.view!r} and {y.truncated.view!r}"
-    amount = bound if cut else bounds.mean
-    if amount > REFUSE_ABOVE and not allow_inaccurate:
-        raise AccuracyError(
-            f"{names}: rounding may have moved the mean by {amount:.1e}, more than {REFUSE_ABOVE:g}"
-            f"{', since it decides the rank' if cut else ''}; truncate more, or pass allow_inaccurate=True"
-        )
-    notes = [
-        StreamCCAWarning(f"view {side.view!r}: {side.constant_neurons} constant neurons are left out")
-        for side in (x.truncated, y.truncated)
-        if side.rule.name == "full" and side.constant_neurons
-    ]
-    if bounds.mean > WARN_ABOVE:
-        notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {bounds.mean:.1e}; truncate more"))
-    notes += [AccuracyWarning(_why_uncertain(side)) for side in uncertain]
-    if bounds.shares > WARN_ABOVE:
-        notes.append(
-            AccuracyWarning(
-                "correlations that tie within rounding leave their variates, hence the projection weights, "
-                f"undetermined: the mean could differ by up to {bounds.shares:.1e}"
-            )
-        )
-    return notes
-
-
-def _why_uncertain(side: Truncated) -> str:
-    native: Any = side.native
-    if side.rule.keeps_all:
-        return (
-            f"view {side.view!r}: numerical rank {native.numerical_rank} of at most {side.possible_rank}; directions "
-            "below rounding are left out, and could hold something; truncate"
-        )
-    return (
-        f"view {side.view!r}: the cut is not resolved: within rounding, every rank from {native.lowest_rank} to "
-        f"{native.lowest_rank + side.uncertain_ranks} satisfies {side.rule}; name a rank"
-    )

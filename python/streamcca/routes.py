@@ -13,13 +13,18 @@ from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
 from streamcca.moments import Moments
 from streamcca.pairing import correlate
 from streamcca.plan import Strategy, Way, kept_by, plan_among
+from streamcca.qr import QRMoments, qr_moments_of
+from streamcca.qr_cca import qr_compare
 from streamcca.results import CCAResult
 from streamcca.sources import ArraySource, NpyFile, moments_of, open_source, pair_of, progress_wanted
 from streamcca.subspace import Rule, truncate_view
 from streamcca.views import check_option
 
 Outcome = tuple[CCAResult, list[StreamCCAWarning]]
-_WAYS: tuple[Way, ...] = ("covariance", "gram")
+_WAYS: tuple[Way, ...] = ("covariance", "gram", "qr")
+# What other measures than those of canonical correlations can be formed from.
+WITHOUT_CORRELATIONS: tuple[Way, ...] = ("covariance", "gram")
+State = Moments | Gram | QRMoments
 # Up to this width a covariance and all that is done with it take less than asking how much memory is left is worth.
 _SURELY_FITS = 1024
 
@@ -36,6 +41,10 @@ def route(
     if isinstance(state, Gram):
         spaces = [truncate_gram(state.view(v), v, rule, value) for v, value in ((a, rule.x), (b, rule.y))]
         return correlate_scores(spaces[0], spaces[1], **options)
+    if isinstance(state, QRMoments):
+        if options.pop("ridge"):
+            raise InputError("ridge: strategy='qr' is for views as they are; use strategy='covariance', or 0")
+        return qr_compare(state, a, b, rule, **options)
     x = truncate_view(state, a, rule, rule.x, options["ridge"])
     y = truncate_view(state, b, rule, rule.y, options["ridge"])
     return correlate(x, y, state.covariance(a, b), **options)
@@ -48,37 +57,45 @@ def state_of(
     folder: Any,
     accumulate: dict[str, Any],
     gram_refusal: str = "",
-) -> tuple[Moments | Gram, str, str]:
+    ways: tuple[Way, ...] = _WAYS,
+) -> tuple[State, str, str]:
     """Return what a route keeps of two views, and their names.
 
     `rule` says how much of each view will be kept, if anything is to be truncated; `gram_refusal`, why n x n matrices
-    would not do.
+    would not do; `ways`, which routes the caller can take.
     """
-    check_option("strategy", strategy, ("auto", *_WAYS))
+    check_option("strategy", strategy, ("auto", *ways))
     if gram_refusal and (strategy == "gram" or (data and isinstance(data[0], Gram))):
         raise InputError(gram_refusal)
-    if data and isinstance(data[0], Moments | Gram):
-        return _check_state(data, strategy, folder)
-    ways: tuple[Way, ...] = _WAYS[:1] if gram_refusal else _WAYS
+    if data and isinstance(data[0], State):
+        return _check_state(data, strategy, folder, ways)
+    ways = tuple(way for way in ways if way != "gram" or not gram_refusal)
     data, way = _choose(ways, data, rule, strategy, accumulate["progress"])
     if way == "gram":
         how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
         return gram(*data, folder=folder, **how), "x", "y"
     _refuse_folder(folder)
+    if way == "qr":
+        return qr_moments_of(data, nonfinite=accumulate["nonfinite"], progress=accumulate["progress"])
     return moments_of(data, **accumulate)
 
 
-def _check_state(data: tuple[Any, ...], strategy: Strategy, folder: Any) -> tuple[Moments | Gram, str, str]:
+def _check_state(
+    data: tuple[Any, ...], strategy: Strategy, folder: Any, ways: tuple[Way, ...]
+) -> tuple[State, str, str]:
     """Take views whose rows are all counted: no route is left to choose."""
-    own = "gram" if isinstance(data[0], Gram) else "covariance"
-    if strategy not in ("auto", own):
+    kind = type(data[0])
+    own: Way = "gram" if kind is Gram else "qr" if kind is QRMoments else "covariance"
+    if strategy not in ("auto", own) or own not in ways:
         raise InputError(
-            f"strategy: got {strategy!r} with {type(data[0]).__name__}, which are of strategy {own!r}; give the rows "
-            "themselves, or leave strategy= out"
+            f"strategy: got {strategy!r} with {kind.__name__}, which are of strategy {own!r}; give the rows themselves"
+            + ("" if own not in ways else ", or leave strategy= out")
         )
     _refuse_folder(folder)
     if own == "covariance":
         return moments_of(data)
+    if own == "qr":
+        return qr_moments_of(data)
     names = data[1:] or tuple(data[0].views)
     if len(names) != 2:
         raise InputError(f"name two of the views {', '.join(map(repr, data[0].views))}: measure(gram, 'x', 'y')")

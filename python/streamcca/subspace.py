@@ -161,17 +161,18 @@ def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: 
     return Truncated(view, rule, native, moments.n, moments.rows, moments.precision)
 
 
-def why_uncertain(side: Truncated) -> str:
+def why_uncertain(side: Truncated, finest: bool = False) -> str:
     """Say why rounding leaves other ranks possible: the threshold lies there, or directions drown in it."""
+    finer = "" if finest else ", or use precision='float64'"
     if side.rule.keeps_all:
         return (
             f"view {side.view!r}: numerical rank {side.native.numerical_rank} of at most {side.possible_rank}; "
-            "directions below rounding are left out, and could hold something; truncate, or use precision='float64'"
+            f"directions below rounding are left out, and could hold something; truncate{finer}"
         )
     lowest = side.native.lowest_rank
     return (
         f"view {side.view!r}: the cut is not resolved: within rounding, every rank from {lowest} to "
-        f"{lowest + side.uncertain_ranks} satisfies {side.rule}; name a rank, or use precision='float64'"
+        f"{lowest + side.uncertain_ranks} satisfies {side.rule}; name a rank{finer}"
     )
 
 
