@@ -70,6 +70,7 @@ def main() -> None:
         results = report.committed()
         print("\n".join(report.markdown(results)))
         report.draw(results, report.PICTURE)
+        report.draw_routes(report.ROUTES_PICTURE)
         return
     about = machine.describe()
     print(report.format_machine(about) + "\n", flush=True)

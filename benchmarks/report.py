@@ -209,3 +209,39 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+ROUTES_PICTURE = Path(__file__).parent.parent / "docs/images/routes.png"
+_MEMORY = 16 << 30
+
+
+def draw_routes(path: Path) -> None:
+    """Draw which route fits into 16 GiB for two views of one width, by asking the planner."""
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    import streamcca as sc
+
+    colors = {"covariance": "#7fb3d5", "replay": "#a9cce3", "gram": "#82c99d", "sketch": "#f5cb7a", "nothing": "#d9d9d9"}
+    names = list(colors)
+    widths, rows = np.geomspace(1e2, 1e8, 241), np.geomspace(1e2, 1e10, 321)
+    found = np.empty((len(rows), len(widths)), int)
+    for i, n in enumerate(rows):
+        for j, d in enumerate(widths):
+            try:
+                way = sc.plan({"x": int(d), "y": int(d)}, int(n), memory=_MEMORY, kept=100 if d > 100 else 1.0).strategy
+            except sc.MemoryLimitError:
+                way = "nothing"
+            found[i, j] = names.index(way)
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    ax = figure.subplots()
+    ax.pcolormesh(widths, rows, found, cmap=ListedColormap(list(colors.values())), vmin=-0.5, vmax=len(names) - 0.5)
+    ax.set(xscale="log", yscale="log", xlabel="width of each view d", ylabel="rows n")
+    ax.set_title("Route that strategy=\"auto\" takes for two views in 16 GiB", fontsize=11)
+    for k, name in enumerate(names):
+        inside = np.argwhere(found == k)
+        if len(inside) > 0.01 * found.size:
+            y, x = np.median(inside, axis=0).astype(int)
+            ax.text(widths[x], rows[y], name, ha="center", va="center", fontsize=12)
+    figure.savefig(path, dpi=120)
