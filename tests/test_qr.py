@@ -145,6 +145,15 @@ def test_batches_do_not_change_a_bit(cuts):
     assert bits(m) == bits(whole)
 
 
+@pytest.mark.parametrize("before", [1, DEPTH - 2, DEPTH - 1, DEPTH, DEPTH + 1])
+@pytest.mark.parametrize("then", [1, 2, 3, DEPTH])
+def test_a_block_may_end_anywhere_in_a_batch(before, then, rows):
+    m = QRMoments({"a": 4, "b": 3})
+    for first, last in itertools.pairwise([0, before, before + then, 1300]):
+        m.update({name: value[first:last] for name, value in rows.items()})
+    assert bits(m) == bits(filled(rows))
+
+
 def test_single_rows_do_not_change_a_bit(rows):
     m = QRMoments({"a": 4, "b": 3})
     for i in range(DEPTH + 3):
