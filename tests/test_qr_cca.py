@@ -552,6 +552,7 @@ def test_it_is_invariant_to_what_cca_is_invariant_to(rng):
         qr(x @ mix, y),
         qr(x + 1e3, y - 1e3),
         qr(x * 10.0 ** np.arange(-6.0, 6.0, 2.0), y),
+        qr(x * 1e-150, y * 1e140),
         qr(x[::-1], y[::-1]),
         qr(x[:, ::-1], y),
     ):

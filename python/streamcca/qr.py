@@ -30,7 +30,8 @@ class QRMoments:
 
     The twin of `Moments` for plain CCA and the nuclear rule on ill-conditioned views: what is kept is R of a QR
     factorization of all rows, not R'R, so that errors grow with the condition of a view instead of its square. It costs
-    two to twenty times the time of moments and holds (p + 1) x (p + 1) float64 numbers for a total width of p.
+    three to eight times the time of float64 moments (2 x 1024 to 2 x 32 neurons, one thread) and holds
+    (p + 1) x (p + 1) float64 numbers for a total width of p.
     Everything is float64, whatever the type of the rows. How the rows were cut into batches does not change a bit; the
     number of threads of SciPy's BLAS may.
 
