@@ -549,17 +549,18 @@ def test_everything_that_measures_accept_as_data(rows, tmp_path):
 
 
 def test_cost(rng):
-    need, operations = qr_cost([150, 250])
-    assert operations == pytest.approx(2 * 400**2, rel=0.01)
-    assert qr_cost([150, 250], 10_000)[1] > operations
-    assert qr_cost([150, 250], 10_000)[1] < qr_cost([150, 250], 1000)[1]
-    assert qr_cost([150, 500])[0] > need
+    need, operations = qr_cost([70, 90])
+    assert operations == pytest.approx(2 * 160**2, rel=0.02)
+    assert qr_cost([70, 90], 10_000)[1] > operations
+    assert qr_cost([70, 90], 10_000)[1] < qr_cost([70, 90], 1000)[1]
+    assert qr_cost([70, 300])[0] > need
     # Arrays of NumPy report to tracemalloc.
+    x = {"a": rng.standard_normal((500, 70)), "b": rng.standard_normal((500, 90))}
     tracemalloc.start()
     try:
-        m = QRMoments({"a": 150, "b": 250})
+        m = QRMoments({"a": 70, "b": 90})
         for _ in range(3):
-            m.update(a=rng.standard_normal((500, 150)), b=rng.standard_normal((500, 250)))
+            m.update(x)
         qr_compare(m, "a", "b", Rule("full"), measure="cca")
         assert 0.6 * need < tracemalloc.get_traced_memory()[1] < 1.05 * need
     finally:

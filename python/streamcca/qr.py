@@ -365,8 +365,9 @@ def qr_cost(widths: list[int], n: int | None = None) -> tuple[int, float]:
     """
     width, size = sum(widths), sum(widths) + 1
     depth = block_depth(width)
-    # The factor before and after a batch, and what LAPACK works on; two buffers and the block that becomes a factor.
-    update = 3 * size * size + 3 * depth * size
+    # The factor before and after a batch, and what LAPACK works on. Rows: a batch's, two buffers, the block that becomes
+    # a factor, and twice as many while the shift is chosen.
+    update = 3 * size * size + 6 * depth * size
     # The factor twice, what is kept of both views, and what their decomposition has at once (measured: 0.9 of this).
     two = sorted(widths)[-2:]
     compare = 2 * size * size + sum(w * width + w * w for w in two) + 4 * two[-1] * width + 10 * two[-1] ** 2
