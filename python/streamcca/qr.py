@@ -365,8 +365,8 @@ def qr_cost(widths: list[int], n: int | None = None) -> tuple[int, float]:
     """
     width, size = sum(widths), sum(widths) + 1
     depth = block_depth(width)
-    # The factor before and after a batch, and what LAPACK works on. Rows: a batch's, two buffers, the block that becomes
-    # a factor, and twice as many while the shift is chosen.
+    # The factor before and after a batch, and what LAPACK works on. Rows: a batch's, two buffers, the block that is
+    # folded in, and twice as many while the shift is chosen.
     update = 3 * size * size + 6 * depth * size
     # The factor twice, what is kept of both views, and what their decomposition has at once (measured: 0.9 of this).
     two = sorted(widths)[-2:]
