@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from test_refusals import BAD, GOOD
 
 import streamcca as sc
@@ -406,6 +406,24 @@ def test_merged_parts_are_the_whole(edges, drift, rows):
         m.update(a=rows["a"] * np.nan, b=rows["b"])
     m.update(rows)
     assert m.rows == 2600
+
+
+@needs_long_doubles
+@given(data=st.data())
+@settings(max_examples=25)
+def test_any_tree_of_merges_gives_the_whole(data):
+    rng = np.random.default_rng(1)
+    x = {"a": np.cumsum(rng.standard_normal((700, 3)), axis=0), "b": rng.standard_normal((700, 2))}
+    cuts = sorted(data.draw(st.lists(st.integers(1, 699), min_size=1, max_size=6, unique=True)))
+    parts = [filled({name: value[i:j] for name, value in x.items()}) for i, j in itertools.pairwise([0, *cuts, 700])]
+    while len(parts) > 1:
+        i, j = data.draw(st.permutations(range(len(parts))))[:2]
+        parts[i].merge(parts[j])
+        del parts[j]
+    assert parts[0].rows == 700
+    assert largest_error(parts[0], x) < 20
+    for view in x:
+        np.testing.assert_allclose(parts[0].mean(view), x[view].mean(axis=0), rtol=0, atol=100 * U * 50)
 
 
 def test_the_empty_state_is_the_identity_of_merging(rows):
