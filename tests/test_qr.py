@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from test_refusals import BAD, GOOD
 
 import streamcca as sc
@@ -143,6 +143,15 @@ def test_batches_do_not_change_a_bit(cuts):
         if m.rows:
             m.mean("a")  # reading changes nothing
     assert bits(m) == bits(whole)
+
+
+@pytest.mark.parametrize("before", [1, DEPTH - 2, DEPTH - 1, DEPTH, DEPTH + 1])
+@pytest.mark.parametrize("then", [1, 2, 3, DEPTH])
+def test_a_block_may_end_anywhere_in_a_batch(before, then, rows):
+    m = QRMoments({"a": 4, "b": 3})
+    for first, last in itertools.pairwise([0, before, before + then, 1300]):
+        m.update({name: value[first:last] for name, value in rows.items()})
+    assert bits(m) == bits(filled(rows))
 
 
 def test_single_rows_do_not_change_a_bit(rows):
@@ -399,6 +408,24 @@ def test_merged_parts_are_the_whole(edges, drift, rows):
     assert m.rows == 2600
 
 
+@needs_long_doubles
+@given(data=st.data())
+@settings(max_examples=25)
+def test_any_tree_of_merges_gives_the_whole(data):
+    rng = np.random.default_rng(1)
+    x = {"a": np.cumsum(rng.standard_normal((700, 3)), axis=0), "b": rng.standard_normal((700, 2))}
+    cuts = sorted(data.draw(st.lists(st.integers(1, 699), min_size=1, max_size=6, unique=True)))
+    parts = [filled({name: value[i:j] for name, value in x.items()}) for i, j in itertools.pairwise([0, *cuts, 700])]
+    while len(parts) > 1:
+        i, j = data.draw(st.permutations(range(len(parts))))[:2]
+        parts[i].merge(parts[j])
+        del parts[j]
+    assert parts[0].rows == 700
+    assert largest_error(parts[0], x) < 20
+    for view in x:
+        np.testing.assert_allclose(parts[0].mean(view), x[view].mean(axis=0), rtol=0, atol=100 * U * 50)
+
+
 def test_the_empty_state_is_the_identity_of_merging(rows):
     m, whole = QRMoments({"a": 4, "b": 3}), filled(rows)
     m.merge(QRMoments({"a": 4, "b": 3}))
@@ -540,17 +567,18 @@ def test_everything_that_measures_accept_as_data(rows, tmp_path):
 
 
 def test_cost(rng):
-    need, operations = qr_cost([150, 250])
-    assert operations == pytest.approx(2 * 400**2, rel=0.01)
-    assert qr_cost([150, 250], 10_000)[1] > operations
-    assert qr_cost([150, 250], 10_000)[1] < qr_cost([150, 250], 1000)[1]
-    assert qr_cost([150, 500])[0] > need
+    need, operations = qr_cost([70, 90])
+    assert operations == pytest.approx(2 * 160**2, rel=0.02)
+    assert qr_cost([70, 90], 10_000)[1] > operations
+    assert qr_cost([70, 90], 10_000)[1] < qr_cost([70, 90], 1000)[1]
+    assert qr_cost([70, 300])[0] > need
     # Arrays of NumPy report to tracemalloc.
+    x = {"a": rng.standard_normal((500, 70)), "b": rng.standard_normal((500, 90))}
     tracemalloc.start()
     try:
-        m = QRMoments({"a": 150, "b": 250})
+        m = QRMoments({"a": 70, "b": 90})
         for _ in range(3):
-            m.update(a=rng.standard_normal((500, 150)), b=rng.standard_normal((500, 250)))
+            m.update(x)
         qr_compare(m, "a", "b", Rule("full"), measure="cca")
         assert 0.6 * need < tracemalloc.get_traced_memory()[1] < 1.05 * need
     finally:

@@ -391,6 +391,23 @@ def test_ties_leave_the_weights_of_pwcca_undetermined(rng):
     assert 1e-6 < max(abs(mean - r.mean) for mean in others) < r.error_bound
 
 
+@needs_long_doubles
+def test_correlations_that_tie_bound_each_other(rng):
+    """A correlation of well-conditioned neurons that ties with one of ill-conditioned ones moves by its error."""
+    basis = np.linalg.qr(np.hstack([np.ones((500, 1)), rng.standard_normal((500, 5))]))[0][:, 1:]
+    quiet, noisy, large, *rest = (basis[:, i : i + 1] for i in range(5))
+    x = np.hstack([quiet, noisy + 1e7 * large, 1e7 * large])
+    y = 0.8 * np.hstack([quiet, noisy]) + 0.6 * np.hstack(rest)
+    single = []
+    for seed in range(5):
+        turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((2, 2)))[0]
+        r, _ = qr(x, y @ turn)
+        assert_covered(r, extended.correlations(x, y @ turn)[0])
+        single.append(r.correlation_error_bounds)
+    alone, _ = qr(x[:, :1], y[:, :1])
+    assert np.min(single) > 1e5 * alone.error_bound
+
+
 def test_a_gap_at_the_cut_that_is_nearly_closed_enlarges_the_bound(rng):
     n = 2000
     basis = np.linalg.qr(np.hstack([np.ones((n, 1)), rng.standard_normal((n, 20))]))[0][:, 1:]
@@ -535,6 +552,7 @@ def test_it_is_invariant_to_what_cca_is_invariant_to(rng):
         qr(x @ mix, y),
         qr(x + 1e3, y - 1e3),
         qr(x * 10.0 ** np.arange(-6.0, 6.0, 2.0), y),
+        qr(x * 1e-150, y * 1e140),
         qr(x[::-1], y[::-1]),
         qr(x[:, ::-1], y),
     ):

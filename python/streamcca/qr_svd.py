@@ -75,8 +75,7 @@ def _within_range(
     if len(u) == len(s):
         return u, np.zeros(len(s), bool)
     missed = matrix @ v
-    for _ in range(2):  # the second time for what U'U - I leaves of the first
-        missed -= u @ (u.T @ missed)
+    missed -= u @ (u.T @ missed)  # what U'U - I leaves of it the turns will mend
     missed /= np.where(s > 0, s, 1.0)
     known = np.abs(missed).max(axis=0) < _LARGEST_TURN
     return u + np.where(known, missed, 0.0), ~known
