@@ -223,7 +223,13 @@ def draw_routes(path: Path) -> None:
 
     import streamcca as sc
 
-    colors = {"covariance": "#7fb3d5", "replay": "#a9cce3", "gram": "#82c99d", "sketch": "#f5cb7a", "nothing": "#d9d9d9"}
+    colors = {
+        "covariance": "#7fb3d5",
+        "replay": "#a9cce3",
+        "gram": "#82c99d",
+        "sketch": "#f5cb7a",
+        "nothing": "#d9d9d9",
+    }
     names = list(colors)
     widths, rows = np.geomspace(1e2, 1e8, 241), np.geomspace(1e2, 1e10, 321)
     found = np.empty((len(rows), len(widths)), int)
@@ -238,7 +244,7 @@ def draw_routes(path: Path) -> None:
     ax = figure.subplots()
     ax.pcolormesh(widths, rows, found, cmap=ListedColormap(list(colors.values())), vmin=-0.5, vmax=len(names) - 0.5)
     ax.set(xscale="log", yscale="log", xlabel="width of each view d", ylabel="rows n")
-    ax.set_title("Route that strategy=\"auto\" takes for two views in 16 GiB", fontsize=11)
+    ax.set_title('Route that strategy="auto" takes for two views in 16 GiB', fontsize=11)
     for k, name in enumerate(names):
         inside = np.argwhere(found == k)
         if len(inside) > 0.01 * found.size:
