@@ -100,8 +100,8 @@ class Moments:
         check_memory(
             state_bytes(list(self._views.values()), self._pair_indices()),
             f"moments of {len(self._views)} views and {len(self._pairs)} pairs",
-            "keep fewer neurons (pool or subsample wide views), ask for fewer pairs=, watch fewer layers, or give the rows "
-            "to svcca or compare with strategy='gram' or 'sketch' (docs/which-route.md)",
+            "keep fewer neurons (pool or subsample wide views), ask for fewer pairs=, watch fewer layers, or give the "
+            "rows to svcca or compare with strategy='gram' (docs/which-route.md)",
         )
         self._ids_checksum: dict[str, int] = {}
         self._core = self._new_core()
