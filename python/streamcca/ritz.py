@@ -8,7 +8,7 @@ import numpy as np
 
 from streamcca import _backend
 from streamcca._backend import FloatArray, Rounding
-from streamcca.errors import InputError
+from streamcca.errors import InputError, StreamCCAError
 from streamcca.moments import Moments
 from streamcca.subspace import Rule, Truncated
 
@@ -132,7 +132,10 @@ def truncated(
     name: str, side: Ritz, rule: Rule, rank: int, rounding: Rounding, moments: Moments, precision: str
 ) -> Truncated:
     """Cut a view in its Ritz coordinates."""
-    native = _backend.truncate(np.diag(side.values), rounding, "rank", rank, 0.0)
+    try:
+        native = _backend.truncate(np.diag(side.values), rounding, "rank", rank, 0.0)
+    except StreamCCAError as error:
+        raise type(error)(f"view {name!r}: {error}") from None
     return Truncated(name, rule, native, moments.n, moments.rows, precision)
 
 

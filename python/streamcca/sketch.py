@@ -243,7 +243,7 @@ class Sketch:
         self._check_rows(2)
         parts, _, _, length = self._settled()
         inner, error = wide.gram(parts) if sum(map(len, parts)) else (np.zeros((1, 1)), 0.0)
-        values = np.linalg.eigvalsh(inner)[::-1]
+        values = np.linalg.eigvalsh(inner)[::-1][: self.width]
         # Storing the rows rounded each of their entries twice: |F| <= 2 u |X|, and X'F + F'X counts.
         largest = float(values[0]) + self._shrunk + self._rounding + error
         stored = 4 * wide.unit_roundoff(self.dtype) * (largest * length) ** 0.5

@@ -100,17 +100,20 @@ def combine(coefficients: FloatArray, parts: Sequence[AnyArray], out: AnyArray) 
 def orthonormalize(parts: Sequence[AnyArray], tolerance: float) -> list[AnyArray]:
     """Replace the rows of all parts by an orthonormal basis of what they span; return the parts that hold it.
 
-    Directions that are less than `tolerance` of their rows' lengths beside the others are left out. Two rounds of
-    a symmetric Gram factor: the first leaves errors of the square of the condition, the second none.
+    Directions that are less than `tolerance` of their rows' lengths beside the others are left out, and those that a Gram
+    matrix cannot tell from rounding. Rounds of a symmetric Gram factor: the first leaves errors of the square of the
+    condition, the second mostly none.
     """
     used = [part for part in parts if len(part)]
-    for _ in range(2):
+    for _ in range(4):
         inner, _ = gram(used)
+        if np.abs(inner - np.eye(len(inner))).max() < 4 * unit_roundoff(used[0].dtype):
+            break
         length = np.sqrt(np.maximum(np.diag(inner), 0))
         scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
         values, vectors = np.linalg.eigh(inner * np.outer(scale, scale))
         values, vectors = values[::-1], vectors[:, ::-1]
-        left = int(np.count_nonzero(values > tolerance**2 * len(values) * max(values[0], 1e-300)))
+        left = int(np.count_nonzero(values > max(tolerance**2, 2.0**-50) * len(values) * max(values[0], 1e-300)))
         combine_in_place((vectors[:, :left] / np.sqrt(values[:left])).T * scale, used)
         used = first_rows(used, left)
     return used
