@@ -86,7 +86,7 @@ def test_true_eigenvalues_lie_within_the_certificate_of_200_random_matrices(kern
 
 
 def test_certificate_is_that_of_the_theory():
-    """Ghashami et al. 2016: delta <= (trace - leading m) / (l + 1 - m) for any m; each shrink takes l + 1 times its part."""
+    """Ghashami et al. 2016: delta <= (trace - leading m) / (l + 1 - m) for any m, since shrinks take l + 1 times it."""
     x, _ = spectrum_rows(600, 90, 80, 0.4)
     exact, sketch = eigenvalues(x), fed(x, 20)
     least = min((exact.sum() - exact[:m].sum()) / (21 - m) for m in range(20))
@@ -105,7 +105,7 @@ def test_few_directions_are_exact():
 
 
 def test_delta_counts_the_rounding_of_the_rows():
-    """Rows of one direction in float32: nothing is shrunk away, and still the bounds have a width, about its rounding."""
+    """Rows of one direction in float32: nothing is shrunk away, yet the bounds have a width."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((400, 1)) * rng.standard_normal((1, 50))  # float64
     sketch = fed(x, 2, dtype=np.float32)
@@ -354,7 +354,13 @@ def test_float32_products_of_wide_views(monkeypatch):
 def test_bound_covers_the_error():
     """Flat, steep, tied and noisy spectra with few directions: the error bound is checked in `compared`."""
     ratios = []
-    for seed, slope, noise, count in ((0, 0.2, 0, 60), (1, 0.4, 0.02, 60), (2, 0.6, 0, 100), (3, 1, 0.01, 30), (4, 2, 0, 30)):
+    for seed, slope, noise, count in (
+        (0, 0.2, 0, 60),
+        (1, 0.4, 0.02, 60),
+        (2, 0.6, 0, 100),
+        (3, 1, 0.01, 30),
+        (4, 2, 0, 30),
+    ):
         x, y = spectrum_rows(700, 150, count, slope, seed, noise)
         for directions in (15, 40):
             for power in (0, 1):
@@ -524,7 +530,9 @@ def test_without_a_replay_the_answer_is_flagged_and_bounded():
     x, y = spectrum_rows(900, 150, 12, 0.5, noise=1e-3)
     y *= 1000  # units do not matter
     batches = iter([(x[i : i + 50], y[i : i + 50]) for i in range(0, 900, 50)])
-    result, notes = sketch_svcca(PairPasses((batches,)), Rule("rank", 8, 8), replay=False, directions=60, progress=False)
+    result, notes = sketch_svcca(
+        PairPasses((batches,)), Rule("rank", 8, 8), replay=False, directions=60, progress=False
+    )
     rho, *_ = correlations(x, y, "rank", 8)
     assert abs(result.mean - rho.mean()) <= result.error_bound < 0.05
     assert any("sketch: directions outside" in str(note) for note in notes)

@@ -96,19 +96,26 @@ def _typical(probed: FloatArray, trace: float) -> float:
     return min(trace, square / trace)
 
 
-def coordinate_rounding(side: Ritz, moments: Rounding, unit: float, n: float) -> Rounding:
-    """Describe the rounding of Ritz coordinates' covariance: that of moments, and of projections in the rows' type.
+@dataclass(frozen=True)
+class Noise:
+    """Rounding of the covariance of Ritz coordinates: entry (p, q) has deviation relative a_p a_q + (a_p + a_q) size.
 
-    Each coordinate of a row has an error of some unit * |row|; errors of rows are independent, so an entry of the
-    covariance moves by (a_i s + a_j s) / sqrt(n), a the coordinates' deviations: at most r_i r_j with
-    r_i^2 = (t a_i^2 + s^2 / t) / sqrt(n).
+    The second part is that of projections in the rows' type: each coordinate of a row has an error of some
+    unit * |row|, and errors of rows are independent.
     """
-    relative = max(moments[0], 2.0**-53)
-    size = unit * side.trace**0.5
-    spread = np.maximum(side.values, 1e-300)
-    t = size * (len(spread) / float(spread.sum())) ** 0.5
-    raw = side.values + (t * spread + size**2 / max(t, 1e-300)) / (n**0.5 * relative)
-    return relative, unit, raw
+
+    relative: float
+    size: float
+    unit: float
+
+    def of(self, deviations: FloatArray, others: FloatArray) -> FloatArray:
+        """Deviations of the entries between two sets of coordinates."""
+        return self.relative * np.outer(deviations, others) + self.size * np.add.outer(deviations, others)
+
+
+def noise_of(side: Ritz, moments: Rounding, unit: float, n: float) -> Noise:
+    """Return the rounding of one view, whose moments have the relative error of `moments`."""
+    return Noise(max(moments[0], 2.0**-53), unit * (side.trace / n) ** 0.5, unit)
 
 
 def share_choice(side: Ritz, value: float, unit: float, n: float) -> tuple[int, int, int]:
@@ -129,27 +136,34 @@ def share_choice(side: Ritz, value: float, unit: float, n: float) -> tuple[int, 
 
 
 def truncated(
-    name: str, side: Ritz, rule: Rule, rank: int, rounding: Rounding, moments: Moments, precision: str
+    name: str, side: Ritz, rule: Rule, rank: int, noise: Noise, moments: Moments, precision: str
 ) -> Truncated:
-    """Cut a view in its Ritz coordinates."""
+    """Cut a view to its first Ritz coordinates; what the others do is billed by `moved_by_others`.
+
+    The errors are put into the form that `correlate` takes, at most r_p r_q for entry (p, q), by
+    (a_p + a_q) s <= sqrt(t a_p^2 + s^2 / t) sqrt(t a_q^2 + s^2 / t), with the t that is best for the last.
+    """
+    values = side.values[:rank]
+    t = noise.size / max(float(values[-1]), 1e-300) ** 0.5
+    raw = values + (t * values + noise.size**2 / max(t, 1e-300)) / noise.relative
     try:
-        native = _backend.truncate(np.diag(side.values), rounding, "rank", rank, 0.0)
+        native = _backend.truncate(np.diag(values), (noise.relative, noise.unit, raw), "rank", rank, 0.0)
     except StreamCCAError as error:
         raise type(error)(f"view {name!r}: {error}") from None
     return Truncated(name, rule, native, moments.n, moments.rows, precision)
 
 
-def moved_by_outside(
+def moved_by_others(
     x: Ritz,
     y: Ritz,
     cross: FloatArray,
     x_weights: FloatArray,
     y_weights: FloatArray,
-    ranks: tuple[int, int],
+    noises: tuple[Noise, Noise],
     correlations: FloatArray,
     shares: FloatArray,
 ) -> tuple[float, FloatArray]:
-    """How far the mean, and each correlation, can be from that of the true principal directions.
+    """How far directions that are not kept, in the basis or outside, can have moved the mean and each correlation.
 
     Parameters
     ----------
@@ -157,15 +171,17 @@ def moved_by_outside(
         Both views.
     cross : array (Lx + r, Ly + r)
         Covariance of coordinates and probes of the two.
-    x_weights, y_weights : array (L, m)
-        Canonical weights in Ritz coordinates.
-    ranks : (int, int)
-        Ritz vectors kept of each.
+    x_weights, y_weights : array (k, m)
+        Canonical weights in the Ritz coordinates that are kept.
+    noises : (Noise, Noise)
+        Rounding of both.
     correlations, shares : array (m,)
         What was found, and its weights in the mean.
     """
-    parts_x = _moves(x, cross, x_weights, y.to_ritz @ y_weights, ranks[0], correlations, shares, len(y.values))
-    parts_y = _moves(y, cross.T, y_weights, x.to_ritz @ x_weights, ranks[1], correlations, shares, len(x.values))
+    heard_x = cross[:, : len(y.values)] @ (y.to_ritz[:, : len(y_weights)] @ y_weights)
+    heard_y = cross.T[:, : len(x.values)] @ (x.to_ritz[:, : len(x_weights)] @ x_weights)
+    parts_x = _moves(x, heard_x, x_weights, noises[0], correlations, shares)
+    parts_y = _moves(y, heard_y, y_weights, noises[1], correlations, shares)
     lengths_x, singles_x, mean_x, turn_x = parts_x
     lengths_y, singles_y, mean_y, turn_y = parts_y
     both = lengths_x * lengths_y * (x.rest * y.rest) ** 0.5
@@ -174,25 +190,18 @@ def moved_by_outside(
 
 
 def _moves(
-    side: Ritz,
-    cross: FloatArray,
-    weights: FloatArray,
-    other: FloatArray,
-    rank: int,
-    correlations: FloatArray,
-    shares: FloatArray,
-    other_size: int,
+    side: Ritz, heard: FloatArray, weights: FloatArray, noise: Noise, correlations: FloatArray, shares: FloatArray
 ) -> tuple[FloatArray, FloatArray, float, FloatArray]:
     """Return what turns of one side's kept vectors do.
 
-    Lengths of the turns out of the basis, their effect on each correlation, the effect of all turns on the mean, and
-    that of turns within the basis on each correlation.
+    `heard` are the covariances of this side's coordinates and probes with the other's variates. Returned: lengths of
+    the turns out of the basis, their effect on each correlation, the effect of all turns on the mean, and that of turns
+    within the basis on each correlation.
     """
+    rank = len(weights)
     # Out of the basis: a kept vector v_p turns by (theta_p - C_outside)^-1 (1 - V V') C v_p.
-    gaps = side.gaps[:rank, None]
-    turn = side.residuals[:, :rank] @ (weights[:rank] / gaps)
-    said = side.outside @ cross[:, :other_size] @ other / len(side.outside) ** 0.5
-    pull = said - (side.residuals[:, :rank] @ weights[:rank]) * correlations
+    turn = side.residuals[:, :rank] @ (weights / side.gaps[:rank, None])
+    pull = side.outside @ heard / len(side.outside) ** 0.5 - (side.residuals[:, :rank] @ weights) * correlations
     lengths = np.sqrt(np.square(turn).sum(axis=0))
     second = 0.5 * correlations * side.rest * lengths**2
     singles = lengths * np.sqrt(np.square(pull).sum(axis=0)) + second
@@ -200,21 +209,31 @@ def _moves(
     # sqrt(2 / r) |turn diag(shares) pull'|_F; three of them.
     spread = float(((turn.T @ turn) * (pull.T @ pull) * np.outer(shares, shares)).sum())
     first = abs(float((turn * pull).sum(axis=0) @ shares)) + 3 * (2 * max(0.0, spread) / len(pull)) ** 0.5
-    first += float(shares @ second)
+    within, alone = _moves_within(side, side.to_ritz.T @ heard[: len(side.values)], weights, noise, shares)
+    return lengths, singles, first + float(shares @ second) + within, alone
+
+
+def _moves_within(
+    side: Ritz, heard: FloatArray, weights: FloatArray, noise: Noise, shares: FloatArray
+) -> tuple[float, FloatArray]:
+    """Return what turns of kept vectors to others of the basis do to the mean, and to each correlation.
+
+    v_q enters v_p by (residual_q . residual_p) / (gap_p (theta_p - theta_q)), and by the rounding of the covariance
+    between them; what that does to a correlation is known.
+    """
+    rank = len(weights)
     if rank == len(side.values):
-        return lengths, singles, first, np.zeros_like(shares)
-    # Within it: v_q enters by (residual_q . residual_p) / (gap_p (theta_p - theta_q)).
+        return 0.0, np.zeros_like(shares)
+    deviations = np.sqrt(side.values)
     distance = np.maximum(side.values[:rank] - side.values[rank:, None], 1e-15 * side.values[0])
     size = np.sqrt(np.square(side.residuals).sum(axis=0))
     scale = 1 / (side.gaps[:rank] * distance)
     mixed = np.clip(side.residuals[:, rank:].T @ side.residuals[:, :rank] * scale, -1, 1)
-    noise = np.minimum(np.outer(size[rank:], size[:rank]) * scale / len(side.outside) ** 0.5, 1)
-    heard = (side.to_ritz.T @ cross[: len(side.values), :other_size] @ other)[rank:]
-    gradient = (heard * shares) @ weights[:rank].T
-    angles = np.minimum(np.square(mixed).sum(axis=0), 1)
-    within = abs(float((gradient * mixed).sum())) + 3 * float(np.square(gradient * noise).sum()) ** 0.5
-    within += 0.5 * float(shares.max()) * float(angles.sum())
-    # One correlation: entries of one variate, their worst signs replaced by three deviations.
-    alone = np.abs((heard * (mixed @ weights[:rank])).sum(axis=0))
-    alone += 3 * np.sqrt(np.einsum("qi,qp,pi->i", heard**2, noise**2, weights[:rank] ** 2)) + 0.5 * float(angles.sum())
-    return lengths, singles, first + within, alone
+    unsure = np.square(np.outer(size[rank:], size[:rank]) * scale) / len(side.outside)
+    unsure = np.minimum(unsure + np.square(noise.of(deviations[rank:], deviations[:rank]) / distance), 1)
+    angles = 0.5 * float(np.minimum(np.square(mixed).sum(axis=0) + unsure.sum(axis=0), 1).sum())
+    gradient = (heard[rank:] * shares) @ weights.T
+    mean = abs(float((gradient * mixed).sum())) + 3 * float((gradient**2 * unsure).sum()) ** 0.5
+    alone = np.abs((heard[rank:] * (mixed @ weights)).sum(axis=0))
+    alone += 3 * np.sqrt(np.einsum("qi,qp,pi->i", heard[rank:] ** 2, unsure, weights**2))
+    return mean + float(shares.max()) * angles, alone + angles

@@ -16,7 +16,7 @@ from streamcca.moments import Moments
 from streamcca.passes import PairPasses, bits_of, widened
 from streamcca.range_finder import RangeFinder, block_rows
 from streamcca.results import CCAResult
-from streamcca.ritz import PROBES, Ritz, coordinate_rounding, moved_by_outside, ritz_of, share_choice, truncated
+from streamcca.ritz import PROBES, Ritz, moved_by_others, noise_of, ritz_of, share_choice, truncated
 from streamcca.sketch import Sketch
 from streamcca.sketch_result import REMEDY, default_directions, finished
 from streamcca.sketch_state import Checkpoint, Ranks, RowPrints, TooFewError, View
@@ -232,21 +232,20 @@ class Job:
         self, moments: Moments, measure: Measure, allow_underdetermined: bool, allow_inaccurate: bool
     ) -> tuple[CCAResult, list[StreamCCAWarning]]:
         unit = wide.unit_roundoff(self.dtype)
-        sides, cuts, ranks = [], [], []
+        sides, cuts, ranks, noises = [], [], [], []
         for i, view in enumerate(self.views):
             covariance, rounding = moments._covariance(view.name, view.name)
             size = sum(map(len, view.parts))
             inner, _ = wide.gram([*view.parts, view.probes])  # type: ignore[list-item]
             side = ritz_of(covariance, inner, size, view.trace, view.cap)
             rank, lowest, highest = self._choose(i, side, unit)
-            rounding = coordinate_rounding(side, rounding, unit, self.n)
-            label = f"{self.dtype} (sketch)"
-            cuts.append(truncated(view.name, side, self.rule, rank, rounding, moments, label))
+            noises.append(noise_of(side, rounding, unit, self.n))
+            cuts.append(truncated(view.name, side, self.rule, rank, noises[-1], moments, f"{self.dtype} (sketch)"))
             ranks.append((rank, lowest, highest))
             sides.append(side)
         x, y = sides
         cross = moments.covariance("x", "y")
-        inside = x.to_ritz.T @ cross[: len(x.values), : len(y.values)] @ y.to_ritz
+        inside = x.to_ritz[:, : ranks[0][0]].T @ cross[: len(x.values), : len(y.values)] @ y.to_ritz[:, : ranks[1][0]]
         kept = cuts[0].native.projection.T @ inside @ cuts[1].native.projection
         result, notes = correlate(
             cuts[0],
@@ -257,21 +256,20 @@ class Job:
             allow_underdetermined=allow_underdetermined,
             allow_inaccurate=allow_inaccurate,
         )
-        outside, singles = moved_by_outside(
+        outside, singles = moved_by_others(
             x,
             y,
             cross,
             result.x_weights,
             result.y_weights,
-            (ranks[0][0], ranks[1][0]),
+            (noises[0], noises[1]),
             result.correlations,
             result.shares,
         )
         if min(1.0, result.error_bound + outside) > REFUSE_ABOVE and not allow_inaccurate:
             raise AccuracyError(
-                f"sketch: directions outside the {len(x.values)} and {len(y.values)} of the basis may have "
-                f"moved the mean by "
-                f"{outside:.1e}, more than {REFUSE_ABOVE:g}; {REMEDY}, or pass allow_inaccurate=True"
+                f"sketch: directions that the {len(x.values)} and {len(y.values)} of the basis lack may have moved the "
+                f"mean by {outside:.1e}, more than {REFUSE_ABOVE:g}; {REMEDY}, or pass allow_inaccurate=True"
             )
         return finished(self.rule, self.views, result, notes, sides, ranks, outside, singles)
 

@@ -55,14 +55,13 @@ def finished(
         if highest > lowest:
             notes.append(
                 AccuracyWarning(
-                    f"view {view.name!r}: the cut is not resolved: every rank from {lowest} to {highest} may "
-                    f"satisfy {rule}; "
-                    f"name a rank, or {REMEDY}"
+                    f"view {view.name!r}: the cut is not resolved: every rank from {lowest} to {highest} may satisfy "
+                    f"{rule}; name a rank, or {REMEDY}"
                 )
             )
     uncertain = sum(highest - lowest for _, lowest, highest in ranks)
     weights = [
-        wide.expand(view.parts, side.to_ritz @ w)
+        wide.expand(view.parts, side.to_ritz[:, : len(w)] @ w)
         for view, side, w in zip(views, sides, (result.x_weights, result.y_weights), strict=True)
     ]
     changed = replace(

@@ -100,9 +100,9 @@ def combine(coefficients: FloatArray, parts: Sequence[AnyArray], out: AnyArray) 
 def orthonormalize(parts: Sequence[AnyArray], tolerance: float) -> list[AnyArray]:
     """Replace the rows of all parts by an orthonormal basis of what they span; return the parts that hold it.
 
-    Directions that are less than `tolerance` of their rows' lengths beside the others are left out, and those that a Gram
-    matrix cannot tell from rounding. Rounds of a symmetric Gram factor: the first leaves errors of the square of the
-    condition, the second mostly none.
+    Directions that are less than `tolerance` of their rows' lengths beside the others are left out, and those that
+    a Gram matrix cannot tell from rounding. Rounds of a symmetric Gram factor: the first leaves errors of the
+    square of the condition, the second mostly none.
     """
     used = [part for part in parts if len(part)]
     for _ in range(4):
