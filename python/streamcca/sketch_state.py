@@ -1,0 +1,137 @@
+"""What a sketch job keeps between its passes: views, prints of rows, the checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from streamcca import store
+from streamcca._backend import FloatArray
+from streamcca.errors import ReplayError
+from streamcca.moments import Moments
+from streamcca.wide import AnyArray
+
+FORMAT = "streamcca.sketch-job"
+store._WRITERS.setdefault(FORMAT, "sketch_svcca(checkpoint=)")
+_COLUMNS_LOOKED_AT = 256
+_SAME = 1e-5  # as in sweep: noise of a nondeterministic kernel is far below, other rows far above
+_CHANGED = "it must give the same rows each time"
+
+
+class Ranks(Protocol):
+    """The processes of a job, each with rows of its own."""
+
+    def sum(self, array: FloatArray) -> FloatArray:
+        """Return the sum of an array over all ranks."""
+
+    def moments(self, moments: Moments) -> Moments:
+        """Return the moments of the rows of all ranks."""
+
+
+@dataclass
+class View:
+    """What is known of one view between the passes."""
+
+    name: str
+    width: int
+    parts: list[AnyArray] = field(default_factory=list)
+    spare: AnyArray | None = None
+    center: AnyArray | None = None
+    trace: float = 0.0
+    cap: float = float("inf")  # proved bound of the covariance outside the basis
+    probes: AnyArray | None = None
+
+
+class RowPrints:
+    """A number for each row, by which a replay is known to bring the same rows in the same order."""
+
+    def __init__(self, widths: tuple[int, int]) -> None:
+        self._steps = tuple(max(1, width // _COLUMNS_LOOKED_AT) for width in widths)
+        self._known: list[FloatArray] = []
+        self.rows = 0
+
+    def _print(self, x: AnyArray, y: AnyArray) -> tuple[FloatArray, FloatArray]:
+        prints, sizes = [], []
+        for rows, step in zip((x, y), self._steps, strict=True):
+            some = rows[:, ::step].astype(np.float64)
+            some *= 1.5 + np.cos(np.arange(some.shape[1]))  # columns that change places are other rows
+            prints.append(some.sum(axis=1))
+            sizes.append(np.abs(some).sum(axis=1))
+        return np.stack(prints, axis=1), np.stack(sizes, axis=1)
+
+    def remember(self, x: AnyArray, y: AnyArray) -> None:
+        """Take the rows of the first pass."""
+        self._known.append(self._print(x, y)[0])
+        self.rows += len(x)
+
+    def compare(self, first: int, x: AnyArray, y: AnyArray) -> None:
+        """Raise ReplayError if these are not the rows from `first` on."""
+        known = self.array()[first : first + len(x)]
+        if len(known) < len(x):
+            raise ReplayError(f"replay: got more than the {self.rows} rows of the first pass; {_CHANGED}")
+        seen, sizes = self._print(x, y)
+        off = ~(np.abs(seen - known) <= _SAME * sizes)
+        if off.any():
+            row, side = (int(i) for i in np.argwhere(off)[0])
+            raise ReplayError(
+                f"replay: row {first + row} of view {'xy'[side]!r} is not that of the first pass; turn "
+                f"shuffling, dropout "
+                "and random augmentation off, or fix their seed"
+            )
+
+    def check_count(self, count: int) -> None:
+        """Raise ReplayError if a pass was shorter than the first."""
+        if count != self.rows:
+            raise ReplayError(f"replay: got {count} rows, expected {self.rows} as in the first pass; {_CHANGED}")
+
+    def array(self) -> FloatArray:
+        """All prints, (rows, 2)."""
+        if len(self._known) != 1:
+            self._known = [np.concatenate(self._known, axis=0) if self._known else np.zeros((0, 2))]
+        return self._known[0]
+
+    def restore(self, array: FloatArray) -> None:
+        """Inverse of `array`."""
+        self._known, self.rows = [array], len(array)
+
+
+class TooFewError(Exception):
+    """The share of the variance is not reached within the directions; holds how many would do."""
+
+    def __init__(self, view: str, directions: int, share: float, would_do: int) -> None:
+        super().__init__()
+        self.view, self.directions, self.share, self.would_do = view, directions, share, would_do
+
+
+class Checkpoint:
+    """The file that keeps the state of a job."""
+
+    def __init__(self, path: Any, seconds: float) -> None:
+        self._path = None if path is None else Path(path)
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what was saved; None if there is nothing."""
+        return store.read_state(self._path, FORMAT) if self._path is not None and self._path.exists() else None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self._path is not None and time.monotonic() - self._last >= self._seconds
+
+    def save(self, meta: dict[str, Any], tensors: Mapping[str, AnyArray]) -> None:
+        """Replace the file, atomically."""
+        assert self._path is not None  # noqa: S101 - due
+        store.write_state(self._path, {"meta": meta, "tensors": dict(tensors)}, FORMAT)
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the file of a job that is done."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
