@@ -215,13 +215,20 @@ ROUTES_PICTURE = Path(__file__).parent.parent / "docs/images/routes.png"
 _MEMORY = 16 << 30
 
 
+def _way(width: int, rows: int) -> str:
+    import streamcca as sc
+
+    try:
+        return sc.plan({"x": width, "y": width}, rows, memory=_MEMORY, kept=100 if width > 100 else 1.0).strategy
+    except sc.MemoryLimitError:
+        return "nothing"
+
+
 def draw_routes(path: Path) -> None:
     """Draw which route fits into 16 GiB for two views of one width, by asking the planner."""
     import numpy as np
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
-
-    import streamcca as sc
 
     colors = {
         "covariance": "#7fb3d5",
@@ -232,14 +239,7 @@ def draw_routes(path: Path) -> None:
     }
     names = list(colors)
     widths, rows = np.geomspace(1e2, 1e8, 241), np.geomspace(1e2, 1e10, 321)
-    found = np.empty((len(rows), len(widths)), int)
-    for i, n in enumerate(rows):
-        for j, d in enumerate(widths):
-            try:
-                way = sc.plan({"x": int(d), "y": int(d)}, int(n), memory=_MEMORY, kept=100 if d > 100 else 1.0).strategy
-            except sc.MemoryLimitError:
-                way = "nothing"
-            found[i, j] = names.index(way)
+    found = np.array([[names.index(_way(int(d), int(n))) for d in widths] for n in rows])
     figure = Figure(figsize=(7, 5), layout="constrained")
     ax = figure.subplots()
     ax.pcolormesh(widths, rows, found, cmap=ListedColormap(list(colors.values())), vmin=-0.5, vmax=len(names) - 0.5)

@@ -10,6 +10,7 @@ from test_compare import models
 import streamcca as sc
 from streamcca._backend import state_bytes
 from streamcca.gram import gram_bytes
+from streamcca.sketch_route import sketch_cost
 
 
 def test_the_bill_is_what_the_moments_take():
@@ -107,6 +108,18 @@ def test_wide_layers_take_gram_matrices():
         sc.plan(shapes, 100_000, memory=6 << 30, strategy="gram")
 
 
+def test_wide_layers_of_many_rows_are_sketched():
+    shapes = {"a": 802_816, "b": 802_816}
+    bill = sc.plan(shapes, 10**7, memory=8 << 30, kept=50)
+    assert (bill.strategy, bill.passes, bill.exact, bill.disk) == ("sketch", 2, False, 0)
+    assert bill.memory == sketch_cost((802_816, 802_816), 200, 10**7)[0]
+    assert "the sketch within its bound" in str(bill)
+    assert sc.plan(shapes, memory=8 << 30, kept=50).strategy == "sketch"
+    # Rows that cannot be read again have no replay.
+    with pytest.raises(sc.MemoryLimitError, match="read twice"):
+        sc.plan(shapes, 10**7, memory=8 << 30, kept=50, replay=False)
+
+
 def test_arithmetic_of_a_large_case_needs_no_memory():
     bill = sc.plan({f"l{i}": 100_000 for i in range(3)}, memory=10**15)
     assert bill.routes[0].memory > 3e11
@@ -118,8 +131,8 @@ def test_qr_is_taken_only_when_asked_for():
     assert sc.plan(shapes, 1000, strategy="qr").strategy == "qr"
     # Of all routes only QR would fit here, and yet the refusal does not offer what the data may not need.
     few = {route.strategy: route.memory for route in sc.plan(shapes, 1000).routes}
-    assert list(few) == ["covariance", "replay", "gram", "qr"]
+    assert list(few) == ["covariance", "replay", "gram", "sketch", "qr"]
     with pytest.raises(sc.MemoryLimitError, match="strategy='qr' does not fit: .*qr needs"):
         sc.plan(shapes, 1000, memory=1 << 20, strategy="qr")
-    with pytest.raises(sc.MemoryLimitError, match="gram needs [^q]* leaves"):
+    with pytest.raises(sc.MemoryLimitError, match="sketch needs [^q]* leaves"):
         sc.plan(shapes, 1000, memory=1 << 20)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 import numpy as np
 import pytest
 
@@ -67,3 +70,72 @@ def test_states_go_their_own_way(views):
         sc.cca(x, y, folder="f", strategy="qr")
     with pytest.raises(sc.InputError, match="got 'qr', expected one of 'auto', 'covariance', 'gram'"):
         sc.cka(x, y, strategy="qr")
+
+
+SKETCHED = {"precision": "float64", "strategy": "sketch"}
+
+
+@pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
+def test_a_sketch_is_near_and_says_how_near(decaying, tmp_path):
+    x, y = decaying(600, 200, 150, power=1.0)
+    truth = sc.svcca(x, y, rank=8)
+    for options in ({}, {"power": 1}, {"directions": 40}):
+        r = sc.svcca(x, y, rank=8, **SKETCHED, **options)
+        assert (r.strategy, r.rank_x, r.width_x, r.n) == ("sketch", 8, 200, 600)
+        assert abs(r.mean - truth.mean) <= r.error_bound < 1e-2
+    share = sc.svcca(x, y, variance=0.95, **SKETCHED, power=2)
+    assert share.rank_x == sc.svcca(x, y, variance=0.95).rank_x
+    once = sc.svcca(iter([(x, y)]), rank=8, **SKETCHED, replay=False)
+    assert abs(once.mean - truth.mean) <= once.error_bound
+    with pytest.raises(sc.InputError, match="cannot be read again"):
+        sc.svcca(iter([(x, y)]), rank=8, **SKETCHED)
+
+
+@pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
+def test_a_sketch_goes_on_in_its_folder(decaying, tmp_path):
+    x, y = decaying(600, 200, 150, power=1.0)
+    batches = [(x[i : i + 50], y[i : i + 50]) for i in range(0, 600, 50)]
+    whole = sc.svcca(batches, rank=8, **SKETCHED)
+
+    class Broken:
+        def __iter__(self):
+            yield from batches[:7]
+            raise RuntimeError("the node is gone")
+
+    with pytest.raises(RuntimeError, match="the node is gone"):
+        sc.svcca(Broken(), rank=8, **SKETCHED, folder=tmp_path / "s")
+    again = sc.svcca(batches, rank=8, **SKETCHED, folder=tmp_path / "s")
+    assert again.correlations.tobytes() == whole.correlations.tobytes()
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"strategy": "covariance", "power": 1}, "power: got 1, which only strategy='sketch' knows"),
+        ({"strategy": "gram", "directions": 9}, "directions: got 9"),
+        ({"strategy": "qr", "replay": False}, "replay: got False"),
+        ({"strategy": "sketch", "ridge": 0.1}, "ridge: got 0.1 with strategy='sketch'"),
+        ({"strategy": "sketch", "nonfinite": "skip"}, "nonfinite: got 'skip'; strategy='sketch'"),
+        ({"strategy": "sketch", "nuclear": 0.9}, "sketch: got nuclear=0.9"),
+        ({"strategy": "sketch", "variance": 1.0}, "sketch: got variance=1"),
+    ],
+)
+def test_what_a_route_does_not_know(views, options, sentence):
+    with pytest.raises(sc.InputError, match=sentence):
+        sc.svcca(*views, **options)
+
+
+def test_sketched_where_nothing_else_fits(monkeypatch, decaying):
+    x, y = decaying(3000, 1200, 1100, power=1.0)
+    plan = sys.modules[sc.plan.__module__]
+    monkeypatch.setattr(plan, "available_memory", lambda: (24 << 20, "free memory (MemAvailable)"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sc.AccuracyWarning)
+        r = sc.svcca(x.astype(np.float32), y.astype(np.float32), rank=5, directions=60)
+    assert r.strategy == "sketch"
+    with pytest.raises(sc.MemoryLimitError, match="sketch needs"):
+        sc.svcca(x, y, rank=200)
+    # What only covariances can answer is refused, not sketched.
+    with pytest.raises(sc.MemoryLimitError, match="covariance needs"):
+        sc.pwcca(x, y)

@@ -22,10 +22,11 @@ def _run(
     strategy: Strategy,
     folder: Any,
     accumulate: dict[str, Any],
+    sketching: dict[str, Any] | None = None,
     **options: Any,
 ) -> CCAResult:
     options["ridge"] = checked_ridge(options["ridge"])
-    result, notes = route(data, rule, strategy, folder, accumulate, measure=measure, **options)
+    result, notes = route(data, rule, strategy, folder, accumulate, sketching, measure=measure, **options)
     for note in notes:
         _warnings.warn(note, stacklevel=3)
     return result
@@ -45,6 +46,9 @@ def svcca(
     progress: Progress = "auto",
     strategy: Strategy = "auto",
     folder: str | os.PathLike[str] | None = None,
+    directions: int | None = None,
+    power: int = 0,
+    replay: bool = True,
 ) -> CCAResult:
     """Singular vector canonical correlation analysis: how alike two representations are.
 
@@ -72,13 +76,18 @@ def svcca(
         As in `Moments`, for data that are not moments yet.
     progress : 'auto' or bool
         Progress bar on stderr for files and iterables; 'auto' shows it on a terminal.
-    strategy : 'auto', 'covariance', 'gram' or 'qr'
+    strategy : 'auto', 'covariance', 'gram', 'sketch' or 'qr'
         How the numbers come about, for data that are not moments yet: by covariances, of any number of rows; by an
-        n x n matrix for each view, of any width (`gram`); by a triangular factor of the rows (`QRMoments`), which costs
-        more and keeps twice as many digits of ill-conditioned views. 'auto' takes the first of the first two that fits
-        into memory; see `plan`.
+        n x n matrix for each view, of any width (`gram`); by a sketch of each view and a second pass, of any width and
+        number of rows, nearly; by a triangular factor of the rows (`QRMoments`), which costs more and keeps twice as
+        many digits of ill-conditioned views. 'auto' takes the first of the first three that fits into memory; see
+        `plan`.
     folder : path, optional
-        For 'gram': where rows of an iterable wait, and where a killed job goes on; see `gram`.
+        For 'gram' and 'sketch': where rows of an iterable and unfinished work wait, and where a killed job goes on.
+    directions, power, replay
+        For 'sketch': directions of each sketch (by default 8 for each that a rank keeps, 4 of very wide views; for a
+        share as many as it takes), further passes that come closer, and False for the answer after one pass, which is
+        approximate and says so with its bound.
 
     Returns
     -------
@@ -117,6 +126,7 @@ def svcca(
         parse_rule(variance, nuclear, rank, VARIANCE_99),
         strategy=strategy,
         folder=folder,
+        sketching={"directions": directions, "power": power, "replay": replay},
         side="",
         ridge=ridge,
         allow_underdetermined=allow_underdetermined,

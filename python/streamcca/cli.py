@@ -44,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--threads", type=_count)
     compare.add_argument(
         "--strategy",
-        choices=("auto", "covariance", "gram", "qr"),
+        choices=("auto", "covariance", "gram", "sketch", "qr"),
         default="auto",
-        help="gram: layers of any width, few rows; qr: ill-conditioned layers",
+        help="gram: layers of any width, few rows; sketch: of any width, many rows; qr: ill-conditioned layers",
     )
-    compare.add_argument("--folder", metavar="DIR", help="where a killed job of strategy gram goes on")
+    compare.add_argument("--folder", metavar="DIR", help="where a killed job of strategy gram or sketch goes on")
     compare.add_argument("--plot", metavar="OUT.png", help="draw the correlations (needs matplotlib)")
     compare.add_argument("--allow-underdetermined", action="store_true")
     compare.add_argument("--allow-inaccurate", action="store_true")

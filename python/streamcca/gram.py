@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamcca._backend import FloatArray, Rounding, state_bytes
+from streamcca._backend import FloatArray, Rounding
 from streamcca._memory import check_memory
 from streamcca.errors import InputError, NonFiniteError
 from streamcca.moments import Moments, Precision
@@ -24,6 +24,8 @@ from streamcca.views import check_option, unknown_name
 
 # Seconds between two copies of an unfinished matrix on disk: writing one of 10,000 rows takes about one.
 _SAVE_EVERY = 60.0
+# Rows by which a state, in strips, is longer than its triangle, and its blocks, at most.
+_STRIP = 2048
 _REMEDY = "use fewer rows, or strategy='sketch', whose memory does not grow with them"
 
 
@@ -246,7 +248,8 @@ def gram_bytes(rows: int, widths: list[int], row_bytes: list[int] | None = None)
     """
     square = 8 * rows * rows
     tile = rows * min(TILE, max(widths, default=TILE)) * (8 + 8 + 4)
-    summing = square + state_bytes([rows], [(0, 0)]) + square + tile
+    # Half of a square and some tiles: asking the kernel would take it a loop over all tiles of a plan for 10^9 rows.
+    summing = square + square // 2 + 8 * _STRIP * rows + square + tile
     deciding = 2 * square + 3 * square
     return max(segment_bytes(row_bytes) if row_bytes else 0, summing, deciding)
 

@@ -11,6 +11,8 @@ from streamcca._memory import available_memory
 from streamcca.errors import InputError, MemoryLimitError
 from streamcca.gram import gram_bytes, gram_flops
 from streamcca.qr import qr_cost
+from streamcca.sketch_result import default_directions
+from streamcca.sketch_route import sketch_cost
 from streamcca.subspace import Rule
 from streamcca.views import Pairs, check_option, checked_views, pair_list
 
@@ -246,6 +248,7 @@ def plan_among(
         "covariance": _covariance_route(views, wanted, limit, ranks),
         "replay": _replay_route(views, wanted, limit, ranks) if replay else None,
         "gram": _gram_route(views, n, limit, itemsize) if n else None,
+        "sketch": _sketch_route(views, n, limit, kept, itemsize) if replay else None,
         "qr": _qr_route(views, n, limit),
     }
     if strategy == "gram" and not n:
@@ -318,6 +321,13 @@ def _gram_route(views: dict[str, int], n: int, limit: int, itemsize: int) -> Rou
     widths = list(views.values())
     memory = gram_bytes(n, widths, [width * itemsize for width in widths])
     return Route("gram", 1, memory, gram_flops(n, widths) / n, memory <= limit, n * sum(widths) * itemsize)
+
+
+def _sketch_route(views: dict[str, int], n: int | None, limit: int, kept: float, itemsize: int) -> Route:
+    widths, size = tuple(views.values()), 8 if itemsize == 8 else 4
+    rule = Rule("rank", kept, kept) if isinstance(kept, int) else Rule("variance", kept, kept)
+    memory, passes, flops = sketch_cost(widths, default_directions(rule, rule.x, widths, size), n, itemsize=size)
+    return Route("sketch", passes, memory, flops, memory <= limit, exact=False)
 
 
 def _qr_route(views: dict[str, int], n: int | None, limit: int) -> Route:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from streamcca.errors import InputError, StreamCCAWarning
@@ -12,16 +13,19 @@ from streamcca.gram import Gram, gram
 from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
 from streamcca.moments import Moments
 from streamcca.pairing import correlate
+from streamcca.passes import PairPasses
 from streamcca.plan import Strategy, Way, kept_by, plan_among
 from streamcca.qr import QRMoments, qr_moments_of
 from streamcca.qr_cca import qr_compare
 from streamcca.results import CCAResult
+from streamcca.sketch_route import sketch_refuses, sketch_svcca
 from streamcca.sources import ArraySource, NpyFile, moments_of, open_source, pair_of, progress_wanted
 from streamcca.subspace import Rule, truncate_view
 from streamcca.views import check_option
 
 Outcome = tuple[CCAResult, list[StreamCCAWarning]]
-_WAYS: tuple[Way, ...] = ("covariance", "gram", "qr")
+_STATES: tuple[Way, ...] = ("covariance", "gram", "qr")
+_WAYS: tuple[Way, ...] = ("covariance", "gram", "sketch", "qr")
 # What other measures than those of canonical correlations can be formed from.
 WITHOUT_CORRELATIONS: tuple[Way, ...] = ("covariance", "gram")
 State = Moments | Gram | QRMoments
@@ -30,14 +34,32 @@ _SURELY_FITS = 1024
 
 
 def route(
-    data: tuple[Any, ...], rule: Rule, strategy: Strategy, folder: Any, accumulate: dict[str, Any], **options: Any
+    data: tuple[Any, ...],
+    rule: Rule,
+    strategy: Strategy,
+    folder: Any,
+    accumulate: dict[str, Any],
+    sketching: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Outcome:
     """Compare two views of whatever the measures accept, on the route that was asked for or fits.
 
-    `accumulate` are the options of `moments_of`; `options` what `correlate` takes.
+    `accumulate` are the options of `moments_of`, `sketching` those of a sketch; `options` what `correlate` takes.
     """
-    refusal = gram_refuses(options["measure"], options["ridge"], accumulate.get("nonfinite", "raise"))
-    state, a, b = state_of(data, rule, strategy, folder, accumulate, refusal)
+    check_option("strategy", strategy, ("auto", *_WAYS))
+    refusals = {
+        "gram": gram_refuses(options["measure"], options["ridge"], accumulate.get("nonfinite", "raise")),
+        "sketch": sketch_refuses(rule, options["measure"], options["ridge"], accumulate.get("nonfinite", "raise")),
+    }
+    if refusals.get(strategy):
+        raise InputError(refusals[strategy])
+    if not (data and isinstance(data[0], State)):
+        ways = tuple(way for way in _WAYS if not refusals.get(way))
+        data, strategy = _choose(ways, data, rule, strategy, accumulate["progress"])
+    if strategy == "sketch":
+        return _by_sketch(data, rule, folder, accumulate, sketching or {}, options)
+    _refuse_sketching(sketching)
+    state, a, b = state_of(data, rule, strategy, folder, accumulate, refusals["gram"])
     if isinstance(state, Gram):
         spaces = [truncate_gram(state.view(v), v, rule, value) for v, value in ((a, rule.x), (b, rule.y))]
         return correlate_scores(spaces[0], spaces[1], **options)
@@ -50,6 +72,36 @@ def route(
     return correlate(x, y, state.covariance(a, b), **options)
 
 
+def _by_sketch(
+    data: tuple[Any, ...],
+    rule: Rule,
+    folder: Any,
+    accumulate: dict[str, Any],
+    sketching: dict[str, Any],
+    options: dict[str, Any],
+) -> Outcome:
+    passes = PairPasses(data)
+    how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
+    keeping = {key: options[key] for key in ("measure", "allow_underdetermined", "allow_inaccurate")}
+    place = None if folder is None else Path(folder)
+    try:
+        if place is not None:
+            place.mkdir(parents=True, exist_ok=True)
+        checkpoint = None if place is None else place / "sketch.state"
+        return sketch_svcca(passes, rule, checkpoint=checkpoint, **how, **keeping, **sketching)
+    finally:
+        passes.close()
+        if place is not None and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+
+
+def _refuse_sketching(sketching: dict[str, Any] | None) -> None:
+    usual = {"directions": None, "power": 0, "replay": True}
+    for name, value in (sketching or {}).items():
+        if value != usual[name] or isinstance(value, bool) != isinstance(usual[name], bool):
+            raise InputError(f"{name}: got {value!r}, which only strategy='sketch' knows; leave it out")
+
+
 def state_of(
     data: tuple[Any, ...],
     rule: Rule | None,
@@ -57,7 +109,7 @@ def state_of(
     folder: Any,
     accumulate: dict[str, Any],
     gram_refusal: str = "",
-    ways: tuple[Way, ...] = _WAYS,
+    ways: tuple[Way, ...] = _STATES,
 ) -> tuple[State, str, str]:
     """Return what a route keeps of two views, and their names.
 
@@ -104,7 +156,7 @@ def _check_state(
 
 def _refuse_folder(folder: Any) -> None:
     if folder is not None:
-        raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")
+        raise InputError("folder: got a folder, expected None: only strategy='gram' and 'sketch' keep anything on disk")
 
 
 def _choose(

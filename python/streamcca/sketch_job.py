@@ -10,9 +10,9 @@ import numpy as np
 
 from streamcca import wide
 from streamcca._backend import FloatArray
-from streamcca.cca import REFUSE_ABOVE, Measure, correlate
 from streamcca.errors import AccuracyError, InputError, StateFileError, StreamCCAWarning
 from streamcca.moments import Moments
+from streamcca.pairing import REFUSE_ABOVE, Measure, correlate
 from streamcca.passes import PairPasses, bits_of, widened
 from streamcca.range_finder import RangeFinder, block_rows
 from streamcca.results import CCAResult

@@ -9,8 +9,8 @@ import numpy as np
 
 from streamcca import _backend, wide
 from streamcca._backend import FloatArray
-from streamcca.cca import Measure, correlate
 from streamcca.errors import InputError, StreamCCAWarning
+from streamcca.pairing import Measure, correlate
 from streamcca.passes import PairPasses, bits_of, widened
 from streamcca.range_finder import block_rows
 from streamcca.results import CCAResult

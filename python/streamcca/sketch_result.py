@@ -8,8 +8,8 @@ import numpy as np
 
 from streamcca import wide
 from streamcca._backend import FloatArray
-from streamcca.cca import WARN_ABOVE
 from streamcca.errors import AccuracyWarning, StreamCCAWarning
+from streamcca.pairing import WARN_ABOVE
 from streamcca.results import CCAResult, Truncation
 from streamcca.ritz import Ritz
 from streamcca.sketch_state import View
@@ -22,7 +22,7 @@ _FIRST_DIRECTIONS = 256  # where a share decides and nothing is known yet
 REMEDY = "take another power step (power=), or more directions="
 
 
-def default_directions(rule: Rule, value: float, widths: tuple[int, int], itemsize: int) -> int:
+def default_directions(rule: Rule, value: float, widths: tuple[int, ...], itemsize: int) -> int:
     """Directions of a sketch if the caller names none: 8 for each that is kept, 4 where that is over 2 GiB."""
     if rule.name != "rank":
         return _FIRST_DIRECTIONS
@@ -74,5 +74,6 @@ def finished(
         x_weights=weights[0],
         y_weights=weights[1],
         warnings=tuple(str(note) for note in notes),
+        strategy="sketch",
     )
     return changed, notes

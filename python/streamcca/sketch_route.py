@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
-from streamcca.cca import Measure
 from streamcca.errors import InputError, StreamCCAWarning
+from streamcca.pairing import Measure
 from streamcca.passes import PairPasses
 from streamcca.range_finder import block_rows
 from streamcca.results import CCAResult
@@ -20,14 +20,14 @@ from streamcca.subspace import Rule
 
 
 def sketch_cost(
-    widths: tuple[int, int], directions: int, n: int | None = None, power: int = 0, itemsize: int = 4
+    widths: tuple[int, ...], directions: int, n: int | None = None, power: int = 0, itemsize: int = 4
 ) -> tuple[int, int, float]:
     """Return bytes at the peak, passes over the rows, and floating-point operations a row of the sketch route.
 
     Parameters
     ----------
-    widths : (int, int)
-        Neurons of both views.
+    widths : tuple of int
+        Neurons of each view.
     directions : int
         Kept of each.
     n : int, optional
@@ -164,6 +164,22 @@ def sketch_svcca(
         return answer
 
 
+def sketch_refuses(rule: Rule, measure: str, ridge: float = 0.0, nonfinite: str = "raise") -> str:
+    """Say what of a question a sketch, which holds the leading directions only, cannot answer; empty if it can."""
+    if measure not in ("svcca", "cca"):
+        return f"sketch: got measure {measure!r}, expected 'svcca' or 'cca'; others have no sketch route"
+    if rule.name not in ("variance", "rank") or rule.keeps_all:
+        return (
+            f"sketch: got {rule}, expected a share of the variance below 1, or a rank; a sketch holds the leading "
+            "directions only"
+        )
+    if ridge:
+        return f"ridge: got {ridge:g} with strategy='sketch', which would add it to some directions only; use 0"
+    if nonfinite != "raise":
+        return f"nonfinite: got {nonfinite!r}; strategy='sketch' takes 'raise' only: leave rows with NaN out before"
+    return ""
+
+
 def _check_options(
     passes: PairPasses,
     rule: Rule,
@@ -173,13 +189,9 @@ def _check_options(
     checkpoint: Any,
     ranks: Ranks | None,
 ) -> None:
-    if rule.name not in ("variance", "rank") or rule.keeps_all:
-        raise InputError(
-            f"sketch: got {rule}, expected a share of the variance below 1, or a rank; a sketch holds the leading "
-            "directions only"
-        )
-    if measure not in ("svcca", "cca"):
-        raise InputError(f"sketch: got measure {measure!r}, expected 'svcca' or 'cca'; others have no sketch route")
+    refusal = sketch_refuses(rule, measure)
+    if refusal:
+        raise InputError(refusal)
     for name, value, least in (("directions", options.directions, 1), ("power", options.power, 0)):
         if value is None:
             continue
