@@ -112,7 +112,7 @@ def test_wide_layers_of_many_rows_are_sketched():
     shapes = {"a": 802_816, "b": 802_816}
     bill = sc.plan(shapes, 10**7, memory=8 << 30, kept=50)
     assert (bill.strategy, bill.passes, bill.exact, bill.disk) == ("sketch", 2, False, 0)
-    assert bill.memory == sketch_cost((802_816, 802_816), 200, 10**7)[0]
+    assert bill.memory == sketch_cost((802_816, 802_816), 200, 10**7, rank=50)[0]
     assert "the sketch within its bound" in str(bill)
     assert sc.plan(shapes, memory=8 << 30, kept=50).strategy == "sketch"
     # Rows that cannot be read again have no replay.

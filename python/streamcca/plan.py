@@ -326,7 +326,9 @@ def _gram_route(views: dict[str, int], n: int, limit: int, itemsize: int) -> Rou
 def _sketch_route(views: dict[str, int], n: int | None, limit: int, kept: float, itemsize: int) -> Route:
     widths, size = tuple(views.values()), 8 if itemsize == 8 else 4
     rule = Rule("rank", kept, kept) if isinstance(kept, int) else Rule("variance", kept, kept)
-    memory, passes, flops = sketch_cost(widths, default_directions(rule, rule.x, widths, size), n, itemsize=size)
+    directions = default_directions(rule, rule.x, widths, size)
+    rank = kept if isinstance(kept, int) else None
+    memory, passes, flops = sketch_cost(widths, directions, n, rank=rank, itemsize=size)
     return Route("sketch", passes, memory, flops, memory <= limit, exact=False)
 
 

@@ -278,22 +278,18 @@ class Job:
         if self.rule.name == "rank":
             if value > size:
                 raise InputError(
-                    f"view {view.name!r}: rank {int(value)} is more than the {size} directions that the rows "
-                    f"have in the sketch; "
-                    "keep fewer, or take more directions="
+                    f"view {view.name!r}: rank {int(value)} is more than the {size} directions that the rows have in "
+                    "the sketch; keep fewer, or take more directions="
                 )
             return int(value), int(value), int(value)
         chosen, lowest, highest = share_choice(side, value, unit, self.n)
-        whole = min(view.width, self.n - 1)
-        # A cut at the very end has no direction beyond it that would say how clear it is.
-        if chosen < 0 or (highest < 0 and size < whole) or (chosen > 0.9 * size and size < whole and self._tail(side)):
-            would_do = min(view.width, max(2 * self.directions(i), int(1.25 * size) + 16))
-            if self._restarts or chosen < 0:
-                raise TooFewError(view.name, self.directions(i), float(side.values.sum()) / view.trace, would_do)
-        return chosen, lowest if lowest > 0 else chosen, highest if highest > 0 else size
-
-    def _tail(self, side: Ritz) -> bool:
-        return side.trace - float(side.values.sum()) > 1e-6 * side.trace
+        count, inside = self.directions(i), float(side.values.sum()) / view.trace
+        # A cut at the very end has no direction beyond it that would say how clear it is. With as many directions as
+        # rows or neurons allow there is nothing to add, and what lacks is rounding.
+        unclear = chosen < 0 or highest < 0 or (chosen > 0.9 * size and inside < 1 - 1e-6)
+        if unclear and count < min(view.width, self.n - 1) and (self._restarts or chosen < 0):
+            raise TooFewError(view.name, count, inside, min(view.width, 2 * count))
+        return chosen if chosen > 0 else size, lowest if lowest > 0 else size, highest if highest > 0 else size
 
     # ------------------------------------------------------------------ the checkpoint
 

@@ -20,7 +20,12 @@ from streamcca.subspace import Rule
 
 
 def sketch_cost(
-    widths: tuple[int, ...], directions: int, n: int | None = None, power: int = 0, itemsize: int = 4
+    widths: tuple[int, ...],
+    directions: int,
+    n: int | None = None,
+    power: int = 0,
+    rank: int | None = None,
+    itemsize: int = 4,
 ) -> tuple[int, int, float]:
     """Return bytes at the peak, passes over the rows, and floating-point operations a row of the sketch route.
 
@@ -34,6 +39,8 @@ def sketch_cost(
         Rows; for the memory of their prints.
     power : int
         Power steps.
+    rank : int, optional
+        Directions kept in the end, whose weights (width, rank) are float64; by default three of four.
     itemsize : int
         Bytes of a number: 4 for rows up to float32, 8 for float64 rows.
 
@@ -43,7 +50,11 @@ def sketch_cost(
     2
     """
     total = sum(widths)
-    panels = (2 * directions + block_rows(max(widths), itemsize) + PROBES) * total * itemsize
+    # While rows pass: the directions and as many waiting rows, or sums; in the end the basis and the weights.
+    kept = 3 * directions // 4 if rank is None else rank
+    passing = 2 * directions * itemsize
+    ending = directions * (2 if power else 1) * itemsize + 8 * kept
+    panels = total * (max(passing, ending) + (block_rows(max(widths), itemsize) + PROBES) * itemsize)
     # Vectors in float64 of the mean, sums and squares; one tile of a shrink; Gram matrices and eigenvectors.
     small = 6 * total * 8 + 16 * (n or 0) + 4 * wide.TILE * directions * 8 + 64 * (2 * directions) ** 2
     # For each `directions` rows a shrink: a symmetric Gram matrix of twice as many, and a product of half of them with
