@@ -98,31 +98,11 @@ Out meet(const void* operation, const In& in, All all) {
   return out;
 }
 
-template <class T>
-T bits_as(std::uint64_t bits) {
-  T value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 float bfloat16_half(std::uint32_t pair, unsigned half) {
   const std::uint32_t bits = half ? pair & 0xffff0000u : pair << 16;
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
-}
-
-int exponent_of(double x) {
-  std::uint64_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<int>((bits >> 52) & 0x7ff) - 1023;
-}
-
-double power_of_two(int exponent) { return bits_as<double>(static_cast<std::uint64_t>(exponent + 1023) << 52); }
-
-float truncated(double x) {
-  const float nearest = static_cast<float>(x);
-  return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.0f) : nearest;
 }
 
 }  // namespace
@@ -208,63 +188,101 @@ void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]) {
   for (int i = 0; i < 4; ++i) r[i] = mine.r[i];
 }
 
-// Eight products and c, exact, cut to multiples of the last place of the largest of them, added, and cut again to 24 bits: Fasi, Higham,
-// Mikaitis & Pranesh (2021), "Numerical behavior of NVIDIA tensor cores", without the one to three bits more that cards since the T4 keep.
-float truncated_sum(float c, const float* a, const float* b) {
-  double terms[9] = {static_cast<double>(c)};
-  double largest = std::fabs(terms[0]);
-  bool finite = std::isfinite(c);
-  for (int i = 0; i < 8; ++i) {
-    terms[i + 1] = static_cast<double>(a[i]) * static_cast<double>(b[i]);
-    finite = finite && std::isfinite(terms[i + 1]);
-    largest = std::max(largest, std::fabs(terms[i + 1]));
+namespace {
+
+// c[n] + sum a[k] b[k][n] over 8 k, for 8 n. Products and c are exact, cut to multiples of the last place of the largest of them, added,
+// and cut again to 24 bits: Fasi, Higham, Mikaitis & Pranesh (2021), "Numerical behavior of NVIDIA tensor cores", without the one to three
+// bits more that cards since the T4 keep. In float64, where all of this is exact; loops over n that the compiler makes vectors of.
+void add_truncated(const float* a, const float (*b)[8], float* c) {
+  constexpr unsigned terms = 9, columns = 8;
+  double term[terms][columns], largest[columns], scale[columns], sum[columns];
+  for (unsigned n = 0; n < columns; ++n) term[8][n] = static_cast<double>(c[n]), largest[n] = std::fabs(term[8][n]), sum[n] = 0;
+  for (unsigned k = 0; k < 8; ++k) {
+    for (unsigned n = 0; n < columns; ++n) {
+      term[k][n] = static_cast<double>(a[k]) * static_cast<double>(b[k][n]);
+      largest[n] = std::fabs(term[k][n]) > largest[n] ? std::fabs(term[k][n]) : largest[n];
+    }
   }
-  if (!finite) {
-    double sum = 0;
-    for (double term : terms) sum += term;
-    return static_cast<float>(sum);
+  double all = 0;
+  for (unsigned n = 0; n < columns; ++n) {
+    for (unsigned k = 0; k < terms; ++k) all += std::fabs(term[k][n]);
+    std::uint64_t bits;  // 2^23 over the power of two below the largest
+    std::memcpy(&bits, &largest[n], sizeof bits);
+    bits = (std::uint64_t{2046 + 23} << 52) - (bits & (std::uint64_t{0x7ff} << 52));
+    std::memcpy(&scale[n], &bits, sizeof bits);
   }
-  if (largest == 0) return 0;
-  const int unit = exponent_of(largest) - 23;
-  const double scale = power_of_two(-unit);
-  std::int64_t sum = 0;
-  for (double term : terms) sum += static_cast<std::int64_t>(term * scale);
-  return truncated(static_cast<double>(sum) * power_of_two(unit));
+  if (!std::isfinite(all)) {
+    for (unsigned n = 0; n < columns; ++n) {
+      for (unsigned k = 0; k < terms; ++k) sum[n] += term[k][n];
+      c[n] = static_cast<float>(sum[n]);
+    }
+    return;
+  }
+  for (unsigned k = 0; k < terms; ++k) {
+    for (unsigned n = 0; n < columns; ++n) sum[n] += std::trunc(term[k][n] * scale[n]);
+  }
+  for (unsigned n = 0; n < columns; ++n) {
+    const double exact = sum[n] / scale[n];
+    std::uint64_t bits;
+    std::memcpy(&bits, &exact, sizeof bits);
+    bits &= ~((std::uint64_t{1} << 29) - 1);
+    double cut;
+    std::memcpy(&cut, &bits, sizeof cut);
+    c[n] = largest[n] > 0 ? static_cast<float>(cut) : 0;
+  }
 }
+
+// 0 if all are zero, NaN if one is not finite.
+double magnitude(const float* values, unsigned count) {
+  double sum = 0;
+  for (unsigned i = 0; i < count; ++i) sum += std::fabs(static_cast<double>(values[i]));
+  return std::isfinite(sum) ? sum : std::nan("");
+}
+
+struct Operands {
+  std::uint32_t a[4], b[2];
+  float c[4];
+};
+struct Sums {
+  float c[4];
+};
 
 // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type". group = lane / 4, within = lane % 4.
 // A (16 x 16): element i of 8 is in row group (i = 0, 1, 4, 5) or group + 8, column 2 within + i % 2, and 8 more from i = 4 on.
 // B (16 x 8): element i of 4 is in row 2 within + i % 2, and 8 more from i = 2 on, column group.
 // C (16 x 8): element i of 4 is in row group, and 8 more from i = 2 on, column 2 within + i % 2.
+void multiply_fragments(const Operands* in, Sums* out) {
+  float left[16][16], right[16][8], sums[16][8];
+  for (unsigned lane = 0; lane < kLanes; ++lane) {
+    const unsigned group = lane / 4, within = lane % 4;
+    for (unsigned i = 0; i < 8; ++i) {
+      const unsigned row = (i < 2 || (i >= 4 && i < 6)) ? group : group + 8;
+      left[row][2 * within + i % 2 + (i >= 4 ? 8 : 0)] = bfloat16_half(in[lane].a[i / 2], i % 2);
+    }
+    for (unsigned i = 0; i < 4; ++i) {
+      right[2 * within + i % 2 + (i >= 2 ? 8 : 0)][group] = bfloat16_half(in[lane].b[i / 2], i % 2);
+      sums[group + (i >= 2 ? 8 : 0)][2 * within + i % 2] = in[lane].c[i];
+    }
+  }
+  for (unsigned half = 0; half < 2; ++half) {
+    const double other = magnitude(right[8 * half], 64);
+    for (unsigned row = 0; row < 16; ++row) {
+      // Zeros times finite numbers change nothing: most of what small views multiply.
+      if (magnitude(left[row] + 8 * half, 8) * other != 0) add_truncated(left[row] + 8 * half, right + 8 * half, sums[row]);
+    }
+  }
+  for (unsigned lane = 0; lane < kLanes; ++lane) {
+    for (unsigned i = 0; i < 4; ++i) out[lane].c[i] = sums[lane / 4 + (i >= 2 ? 8 : 0)][2 * (lane % 4) + i % 2];
+  }
+}
+
+}  // namespace
+
 void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   static const char operation = 0;
-  struct Operands {
-    std::uint32_t a[4], b[2];
-    float c[4];
-  };
-  struct Sums {
-    float c[4];
-  };
-  const Sums mine =
-      meet<Sums>(&operation, Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}}, [](const Operands* in, Sums* out) {
-        float left[16][16], right[8][16];  // A by row, B by column
-        for (unsigned lane = 0; lane < kLanes; ++lane) {
-          const unsigned group = lane / 4, within = lane % 4;
-          for (unsigned i = 0; i < 8; ++i) {
-            const unsigned row = (i < 2 || (i >= 4 && i < 6)) ? group : group + 8;
-            left[row][2 * within + i % 2 + (i >= 4 ? 8 : 0)] = bfloat16_half(in[lane].a[i / 2], i % 2);
-          }
-          for (unsigned i = 0; i < 4; ++i) right[group][2 * within + i % 2 + (i >= 2 ? 8 : 0)] = bfloat16_half(in[lane].b[i / 2], i % 2);
-        }
-        for (unsigned lane = 0; lane < kLanes; ++lane) {
-          for (unsigned i = 0; i < 4; ++i) {
-            const unsigned row = lane / 4 + (i >= 2 ? 8 : 0), column = 2 * (lane % 4) + i % 2;
-            const float half = truncated_sum(in[lane].c[i], left[row], right[column]);
-            out[lane].c[i] = truncated_sum(half, left[row] + 8, right[column] + 8);
-          }
-        }
-      });
-  for (int i = 0; i < 4; ++i) c[i] = mine.c[i];
+  const Operands mine{{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}};
+  const Sums sums = meet<Sums>(&operation, mine, &multiply_fragments);
+  for (int i = 0; i < 4; ++i) c[i] = sums.c[i];
 }
 
 // PTX ISA, "Matrix Fragments for mma.m8n8k4 with .f64 floating point type". A (8 x 4): row lane / 4, column lane % 4. B (4 x 8): row lane %

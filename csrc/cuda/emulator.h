@@ -27,7 +27,4 @@ void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]);
 void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 void multiply_float64(double (&c)[2], double a, double b);
 
-// One result of the unit: c + sum a[i] * b[i] over 8 products, as test/emulation of mma sees it. For tests.
-float truncated_sum(float c, const float* a, const float* b);
-
 }  // namespace streamcca::cuda::emulated

@@ -8,14 +8,14 @@ namespace {
 STREAMCCA_KERNEL void covariance_kernel(Covariance job) {
   const std::size_t e = block_index() * kThreads + thread_index();
   if (e >= job.height * job.width) return;
-  const std::size_t row = e / job.width, column = e % job.width;
-  std::uint32_t place = job.places[row / kTile * job.tiles_across + column / kTile];
-  std::size_t inside = row % kTile * kTile + column % kTile;
-  if (place == ~0u || (job.row_sums == job.col_sums && row > column)) {  // of a view with itself the upper triangle holds
-    place = job.places[column / kTile * job.tiles_across + row / kTile];
-    inside = column % kTile * kTile + row % kTile;
+  std::size_t row = e / job.width, column = e % job.width;
+  if (job.row_sums == job.col_sums && row > column) {  // of a view with itself the upper triangle holds
+    const std::size_t other = row;
+    row = column;
+    column = other;
   }
-  const double moment = job.tiles[place * kTileSize + inside];
+  const std::uint32_t place = job.places[row / kTile * job.tiles_across + column / kTile];
+  const double moment = job.tiles[place * kTileSize + row % kTile * kTile + column % kTile];
   job.out[e] = (moment - job.row_sums[row] * (job.col_sums[column] / job.weight)) / (job.weight - job.ddof);
 }
 
