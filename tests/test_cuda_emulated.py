@@ -142,6 +142,34 @@ def test_narrow_and_wide_batches_in_one_block(first, rng):
     np.testing.assert_array_equal(mixed.native.save()["squares"][0], plain.native.save()["squares"][0])
 
 
+def test_float16_rows_are_multiplied_as_such(rng):
+    """Blocks of float16 rows alone take one product; any other row in a block, or a shift, and it is planes again."""
+    values = rng.standard_normal((600, 135))
+    values[:, 3] *= 1e-6  # numbers below the normal ones
+    values[:, 4] *= 1e4
+    halves = torch.from_numpy(values).half()
+    other = torch.from_numpy(rng.standard_normal((600, 9)) + 5).half()  # with a shift
+    runs = {kind: Run([135, 9], block=128) for kind in ("half", "float", "mixed")}
+    for begin, end in ((0, 256), (256, 270), (270, 400), (400, 600)):
+        rows = halves[begin:end], other[begin:end]
+        runs["half"].add(*rows)
+        runs["float"].add(*(x.float() for x in rows))
+        runs["mixed"].add(*(x.float() if begin == 270 else x for x in rows))
+    exact = halves.double().numpy()
+    for k, (a, b) in enumerate(runs["half"].pairs):
+        shift = [runs["half"].shifts()[v] for v in (a, b)]
+        x, y = ((exact, other.double().numpy())[v] - shift[i] for i, v in enumerate((a, b)))
+        scale = np.sqrt(np.outer((x**2).sum(0), (y**2).sum(0)))
+        for run in runs.values():
+            error = np.abs(run.moments()[k] - (np.triu(x.T @ y) if a == b else x.T @ y))
+            assert (error <= 300 * U32 * scale).all()
+    one, two, three = (run.moments()[0] for run in runs.values())
+    assert (one != two).any()  # another order of sums, so the path was taken
+    assert (two != three).any()
+    assert (one != three).any()
+    assert (runs["half"].moments()[2] == runs["float"].moments()[2]).all()  # shifted: planes on both sides
+
+
 def test_weights_in_a_block_of_narrow_rows(rng):
     """Roots of weights are no bfloat16 numbers."""
     rows = torch.from_numpy(rng.standard_normal((600, 9))).bfloat16()

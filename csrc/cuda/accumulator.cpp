@@ -21,7 +21,7 @@ constexpr std::size_t kChain32 = 256;
 constexpr double square(double x) { return x * x; }
 constexpr std::size_t round_up(std::size_t a, std::size_t b) { return (a + b - 1) / b * b; }
 
-std::size_t value_bytes(Products products) { return products == Products::f32 ? kPlanes * sizeof(std::uint16_t) : sizeof(double); }
+std::size_t value_bytes(Products products) { return products == Products::f32 ? kSlabs * sizeof(std::uint16_t) : sizeof(double); }
 
 void check_weight(double weight, std::size_t row) {
   if (weight >= 0 && weight <= kLargestWeight) return;
@@ -62,7 +62,8 @@ Accumulator::~Accumulator() {
     if (last_) last_->hold_back(nullptr);
   } catch (const Error&) {  // the driver has shut down: so has its memory
   }
-  for (Buffer* b : {&status_, &device_tasks_, &shift_, &head_, &head_roots_, &packed_, &planes_, &strips_, &sums_, &parts_, &bad_})
+  for (Buffer* b :
+       {&status_, &device_tasks_, &shift_, &head_, &head_roots_, &packed_, &planes_, &halves_, &strips_, &sums_, &parts_, &bad_})
     b->follow(nullptr);
   if (state_) state_->follow(nullptr);
   if (refused_) release_pinned(const_cast<unsigned*>(refused_));
@@ -121,6 +122,7 @@ void Accumulator::start(Products products) {
   now_.started = true;
   now_.products = products;
   now_.narrow.assign(views_.size(), true);
+  now_.half = now_.narrow;
   splits_ = splits_for(tasks_.size(), depth());
   const std::size_t state = tasks_.size() * kTileSize * sizeof(double), packed = columns() * depth() * value_bytes(products);
   const std::size_t strips = 2 * (depth() / kStrip) * columns() * sizeof(double), head = kHead * columns() * sizeof(double);
@@ -147,6 +149,7 @@ void Accumulator::start(Products products) {
       shift_ = Buffer(columns() * sizeof(double), stream_);
       sums_ = Buffer(2 * columns() * sizeof(double), stream_);
       planes_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
+      halves_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
       status_ = uploads_.send(&seen_, sizeof seen_, stream_);
       device_tasks_ = uploads_.send(tasks_.data(), tasks_.size() * sizeof(Task), stream_);
     } catch (...) {
@@ -272,9 +275,11 @@ void Accumulator::append(std::vector<Batch> batches, const std::vector<double>& 
       const bool narrow = piece.rows.dtype == DType::bf16 && !piece.roots;
       if (now_.products == Products::f32 && now_.narrow[v] && !narrow) {  // from here on, all planes
         const std::size_t groups = schedule_.first_group(v + 1) - group;
-        if (now_.fill) blank_slots({ticket(), group, groups, 0, now_.fill, depth(), false, packed_.as<void>()}, now_.products, stream_);
+        if (now_.fill)
+          blank_slots({ticket(), group, groups, 0, now_.fill, depth(), 1, kPlanes - 1, packed_.as<void>()}, now_.products, stream_);
         now_.narrow[v] = false;
       }
+      now_.half[v] = now_.half[v] && piece.rows.dtype == DType::f16 && !piece.roots;
       Pack pack;
       pack.batch = piece;
       pack.ticket = ticket();
@@ -288,6 +293,8 @@ void Accumulator::append(std::vector<Batch> batches, const std::vector<double>& 
       pack.strip_sums = strips_.as<double>();
       pack.strip_squares = strips_.as<double>() + depth() / kStrip * columns();
       pack.narrow = now_.narrow[v];
+      pack.halves = halves_.as<std::uint32_t>();
+      pack.half = now_.half[v];
       pack_rows(pack, now_.products, stream_);
     }
     const std::size_t first = batches[0].first;
@@ -305,7 +312,8 @@ void Accumulator::append(std::vector<Batch> batches, const std::vector<double>& 
 
 void Accumulator::settle() {
   const std::size_t rows = now_.fill;
-  choose_shift({ticket(), head_.as<double>(), head_roots_.as<double>(), rows, columns(), now_.products, true, shift_.as<double>()},
+  choose_shift({ticket(), head_.as<double>(), head_roots_.as<double>(), rows, columns(), now_.products, now_.products == Products::f32,
+                shift_.as<double>()},
                stream_);
   std::vector<Batch> batches;
   const auto size = static_cast<std::ptrdiff_t>(sizeof(double));
@@ -341,6 +349,7 @@ Product Accumulator::product_of(std::size_t first, std::size_t count, double* ta
   product.rows = now_.fill;
   product.packed = packed_.as<void>();
   product.planes = planes_.as<std::uint32_t>();
+  product.halves = halves_.as<std::uint32_t>();
   product.target = target;
   product.parts = parts_.as<double>();
   return product;
@@ -356,6 +365,7 @@ void Accumulator::flush() {
   now_.fill = 0;
   now_.block_weight = 0;
   now_.narrow.assign(views_.size(), true);
+  now_.half = now_.narrow;
 }
 
 // The model of cpu/accumulator.cpp: chains of multiply-adds in the product type, then one addition in float64 a block. What tensor cores do

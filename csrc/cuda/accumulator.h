@@ -91,6 +91,7 @@ class Accumulator {
     double weight = 0;
     double block_weight = 0;  // of the block
     double rounding = 0, row_unit = 1;
+    std::vector<bool> half;    // by view: all rows of the block are float16 numbers without weights
     std::vector<bool> narrow;  // by view: all rows of the block are bfloat16 numbers without weights
   };
 
@@ -135,7 +136,7 @@ class Accumulator {
   volatile unsigned* refused_ = nullptr;  // pinned
   Status* status_copy_ = nullptr;         // pinned
   Uploads uploads_;
-  Buffer status_, device_tasks_, shift_, head_, head_roots_, packed_, planes_, strips_, sums_, parts_;
+  Buffer status_, device_tasks_, shift_, head_, head_roots_, packed_, planes_, halves_, strips_, sums_, parts_;
   Buffer bad_;  // of the present batch
   SharedBuffer state_;
 };

@@ -42,6 +42,12 @@ STREAMCCA_DEVICE float from_half(std::uint16_t h) {
   return value;
 }
 
+STREAMCCA_DEVICE std::uint16_t to_half(float x) {
+  std::uint16_t half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+  return half;
+}
+
 // cp.async (PTX ISA, "Data Movement and Conversion Instructions: cp.async"): 16 bytes into shared memory, complete after wait_copies.
 STREAMCCA_DEVICE void copy_async(void* shared, const void* global) {
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -63,6 +69,12 @@ STREAMCCA_DEVICE void load_matrices_transposed(const void* shared_row, std::uint
 
 STREAMCCA_DEVICE void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+STREAMCCA_DEVICE void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -112,6 +124,7 @@ void atomic_min(T* p, T value) {
 }
 inline void store_for_host(volatile unsigned* p, unsigned value) { *p = value; }
 inline float from_half(std::uint16_t h) { return emulated::from_half(h); }
+inline std::uint16_t to_half(float x) { return emulated::to_half(x); }
 inline void copy_async(void* shared, const void* global) { emulated::copy_async(shared, global); }
 inline void commit_copies() { emulated::commit_copies(); }
 template <int kPending>
@@ -121,6 +134,9 @@ void wait_copies() {
 inline void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]) { emulated::load_matrices_transposed(shared_row, r); }
 inline void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   emulated::multiply_bfloat16(c, a, b0, b1);
+}
+inline void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  emulated::multiply_float16(c, a, b0, b1);
 }
 inline void multiply_float64(double (&c)[2], double a, double b) { emulated::multiply_float64(c, a, b); }
 

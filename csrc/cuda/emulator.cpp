@@ -98,8 +98,8 @@ Out meet(const void* operation, const In& in, All all) {
   return out;
 }
 
-float bfloat16_half(std::uint32_t pair, unsigned half) {
-  const std::uint32_t bits = half ? pair & 0xffff0000u : pair << 16;
+float from_bfloat16(std::uint16_t b) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(b) << 16;
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
@@ -137,6 +137,17 @@ float from_half(std::uint16_t h) {
   float value = exponent == 0x1f ? (fraction ? NAN : HUGE_VALF)
                                  : std::ldexp(static_cast<float>(exponent ? fraction | 0x400 : fraction), (exponent ? exponent : 1) - 25);
   return h & 0x8000 ? -value : value;
+}
+
+std::uint16_t to_half(float x) {
+  const unsigned sign = std::signbit(x) ? 0x8000 : 0;
+  const float size = std::fabs(x);
+  if (!std::isfinite(x)) return static_cast<std::uint16_t>(sign | (std::isnan(x) ? 0x7e00 : 0x7c00));
+  int exponent;
+  std::frexp(size, &exponent);  // size = f 2^exponent, f from 1/2 on
+  if (size < 0x1p-14f) return static_cast<std::uint16_t>(sign | static_cast<unsigned>(std::ldexp(size, 24)));
+  return static_cast<std::uint16_t>(sign | static_cast<unsigned>(exponent + 14) << 10 |
+                                    (static_cast<unsigned>(std::ldexp(size, 11 - exponent)) & 0x3ff));
 }
 
 // ---------------------------------------------------------------- copies that take their time
@@ -251,16 +262,18 @@ struct Sums {
 // A (16 x 16): element i of 8 is in row group (i = 0, 1, 4, 5) or group + 8, column 2 within + i % 2, and 8 more from i = 4 on.
 // B (16 x 8): element i of 4 is in row 2 within + i % 2, and 8 more from i = 2 on, column group.
 // C (16 x 8): element i of 4 is in row group, and 8 more from i = 2 on, column 2 within + i % 2.
+template <float (*Value)(std::uint16_t)>
 void multiply_fragments(const Operands* in, Sums* out) {
+  const auto half_of = [](std::uint32_t pair, unsigned half) { return Value(static_cast<std::uint16_t>(pair >> (16 * half))); };
   float left[16][16], right[16][8], sums[16][8];
   for (unsigned lane = 0; lane < kLanes; ++lane) {
     const unsigned group = lane / 4, within = lane % 4;
     for (unsigned i = 0; i < 8; ++i) {
       const unsigned row = (i < 2 || (i >= 4 && i < 6)) ? group : group + 8;
-      left[row][2 * within + i % 2 + (i >= 4 ? 8 : 0)] = bfloat16_half(in[lane].a[i / 2], i % 2);
+      left[row][2 * within + i % 2 + (i >= 4 ? 8 : 0)] = half_of(in[lane].a[i / 2], i % 2);
     }
     for (unsigned i = 0; i < 4; ++i) {
-      right[2 * within + i % 2 + (i >= 2 ? 8 : 0)][group] = bfloat16_half(in[lane].b[i / 2], i % 2);
+      right[2 * within + i % 2 + (i >= 2 ? 8 : 0)][group] = half_of(in[lane].b[i / 2], i % 2);
       sums[group + (i >= 2 ? 8 : 0)][2 * within + i % 2] = in[lane].c[i];
     }
   }
@@ -281,7 +294,15 @@ void multiply_fragments(const Operands* in, Sums* out) {
 void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   static const char operation = 0;
   const Operands mine{{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}};
-  const Sums sums = meet<Sums>(&operation, mine, &multiply_fragments);
+  const Sums sums = meet<Sums>(&operation, mine, &multiply_fragments<from_bfloat16>);
+  for (int i = 0; i < 4; ++i) c[i] = sums.c[i];
+}
+
+// The same fragments.
+void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  static const char operation = 0;
+  const Operands mine{{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}};
+  const Sums sums = meet<Sums>(&operation, mine, &multiply_fragments<from_half>);
   for (int i = 0; i < 4; ++i) c[i] = sums.c[i];
 }
 

@@ -20,11 +20,13 @@ unsigned char* shared_memory();
 void sync_block();
 unsigned ballot(bool vote);
 float from_half(std::uint16_t h);
+std::uint16_t to_half(float x);  // x must be a float16 number
 void copy_async(void* shared, const void* global);
 void commit_copies();
 void wait_copies(int pending);
 void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]);
 void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
+void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 void multiply_float64(double (&c)[2], double a, double b);
 
 }  // namespace streamcca::cuda::emulated

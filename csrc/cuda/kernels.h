@@ -56,8 +56,8 @@ struct HeadRows {
 };
 void fill_head(const HeadRows& rows, Stream stream);
 
-// The shift of every column from the head: see cpu/shift.h, of which this is the same rule. Columns of bfloat16 values with a mean within
-// one deviation of zero are not shifted where `keep_narrow`.
+// The shift of every column from the head: see cpu/shift.h, of which this is the same rule. Columns of bfloat16 values, or of float16
+// values, with a mean within one deviation of zero are not shifted where `keep_narrow`.
 struct ShiftChoice {
   Ticket ticket;
   const double* head = nullptr;
@@ -84,16 +84,18 @@ struct Pack {
   std::uint32_t* planes = nullptr;  // by group: how many planes its values need; rises
   double* strip_sums = nullptr;     // [strip * columns + column]
   double* strip_squares = nullptr;
-  bool narrow = false;  // all rows of the block so far are bfloat16 without weights: groups without a shift write one plane
+  std::uint32_t* halves = nullptr;  // by group: whether the fourth plane holds all its values
+  bool half = false;                // all rows of the block so far are float16 without weights: groups without a shift write that plane
+  bool narrow = false;              // all rows of the block so far are bfloat16 without weights: groups without a shift write one plane
 };
 void pack_rows(const Pack& pack, Products products, Stream stream);
 
-// Zeros into slots [slot, slot + count) of one group range: of all planes, or of the second and third.
+// Zeros into slots [slot, slot + count) of some groups, and of float32 products some planes.
 struct Blank {
   Ticket ticket;
   std::size_t group = 0, groups = 0;
   std::size_t slot = 0, count = 0, depth = 0;
-  bool first_plane = false;
+  std::size_t plane = 0, planes = 1;
   void* packed = nullptr;
 };
 void blank_slots(const Blank& blank, Products products, Stream stream);
@@ -122,6 +124,7 @@ struct Product {
   std::size_t rows = 0;
   const void* packed = nullptr;
   const std::uint32_t* planes = nullptr;
+  const std::uint32_t* halves = nullptr;
   double* target = nullptr;
   double* parts = nullptr;  // count * splits tiles, if splits > 1 (not for Ladder::naive)
 };

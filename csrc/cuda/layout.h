@@ -2,9 +2,10 @@
 // arithmetic, compiled by nvcc, by the host compiler and by the emulator alike.
 //
 // Packed rows of float32 products are three planes of bfloat16 numbers whose sum is the value, to 24 bits: the tensor cores multiply
-// the planes. A value that is a bfloat16 number needs the first plane alone. Rows of float64 products are kept as they are.
+// the planes. A value that is a bfloat16 number needs the first plane alone. A fourth plane holds values that are float16 numbers once
+// more, as such, where all of a block are. Rows of float64 products are kept as they are.
 //
-//   planes:  packed[((group * kPlanes + plane) * depth + row) * kTile + column]      (std::uint16_t)
+//   planes:  packed[((group * kSlabs + plane) * depth + row) * kTile + column]       (std::uint16_t)
 //   float64: packed[(group * depth + row) * kTile + column]                          (double)
 //
 // A group is kTile columns of one view, as in core/schedule.h. One tile of the state is the product of two groups, row-major, one after the
@@ -21,6 +22,8 @@ namespace streamcca::cuda {
 constexpr std::size_t kTile = 128;  // columns of a group; rows and columns of a tile
 constexpr std::size_t kTileSize = kTile * kTile;
 constexpr std::size_t kPlanes = 3;
+constexpr std::size_t kHalfPlane = 3;  // of float16 numbers
+constexpr std::size_t kSlabs = 4;
 constexpr std::size_t kStage = 32;  // rows of planes that are copied into shared memory at once; 16 of float64
 constexpr std::size_t kStrip = 16;  // rows whose column sums one thread forms, always in the same order
 constexpr std::size_t kHead = 256;  // rows that the shift is chosen from, as on the CPU
@@ -37,7 +40,7 @@ constexpr std::size_t kPromoteWide = kStage;
 constexpr Geometry kGeometry{kTile, kTile, kTile, kTile, 8, 1};
 
 constexpr std::size_t plane_index(std::size_t group, std::size_t plane, std::size_t depth, std::size_t row) {
-  return ((group * kPlanes + plane) * depth + row) * kTile;
+  return ((group * kSlabs + plane) * depth + row) * kTile;
 }
 constexpr std::size_t double_index(std::size_t group, std::size_t depth, std::size_t row) { return (group * depth + row) * kTile; }
 

@@ -59,8 +59,12 @@ STREAMCCA_DEVICE void load_plane(const Product& job, std::size_t group, std::siz
   }
 }
 
+// What the tensor cores multiply in a tile: the only plane of each side, all planes, or the planes of float16 numbers.
+enum class Kind { narrow, wide, half };
+
 // Adds the products of kStage rows of one plane of each operand. Both lie with rows of 128 columns, so both fragments are loaded
 // transposed.
+template <bool kHalf>
 STREAMCCA_DEVICE void multiply_stage(const unsigned char* left, const unsigned char* right, Sums& sums) {
   const unsigned warp = thread_index() / 32, lane = thread_index() % 32;
   const unsigned matrix = lane / 8, line = lane % 8;
@@ -80,13 +84,20 @@ STREAMCCA_DEVICE void multiply_stage(const unsigned char* left, const unsigned c
       const unsigned row = k + matrix / 2 * 8 + line, chunk = first_left + 2 * i + matrix % 2;
       load_matrices_transposed(left + 16 * narrow_chunk(row, chunk), a);
 #pragma unroll
-      for (unsigned j = 0; j < kAcross; ++j) multiply_bfloat16(sums.v[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      for (unsigned j = 0; j < kAcross; ++j) {
+        if constexpr (kHalf) {
+          multiply_float16(sums.v[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        } else {
+          multiply_bfloat16(sums.v[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        }
+      }
     }
   }
 }
 
-template <bool kWide>
+template <Kind kKind>
 STREAMCCA_DEVICE void multiply_rows(const Product& job, Task task, std::size_t begin, std::size_t end, Sums& total) {
+  constexpr bool kWide = kKind == Kind::wide;
   constexpr unsigned stages = kWide ? kWideStages : kNarrowStages;
   constexpr unsigned planes = kWide ? kPlanes : 1;  // in memory
   constexpr unsigned promote_after = static_cast<unsigned>((kWide ? kPromoteWide : kPromoteNarrow) / kStage);
@@ -95,9 +106,10 @@ STREAMCCA_DEVICE void multiply_rows(const Product& job, Task task, std::size_t b
   const auto load = [&](std::size_t stage) {
     unsigned char* to = memory + stage % stages * (2 * planes * kStageBytes);
     const std::size_t row = begin + stage * kStage;
-    for (unsigned plane = 0; plane < left_planes; ++plane) load_plane(job, task.row_group, plane, row, to + plane * kStageBytes);
+    constexpr std::size_t first = kKind == Kind::half ? kHalfPlane : 0;
+    for (unsigned plane = 0; plane < left_planes; ++plane) load_plane(job, task.row_group, first + plane, row, to + plane * kStageBytes);
     for (unsigned plane = 0; plane < right_planes; ++plane)
-      load_plane(job, task.col_group, plane, row, to + (planes + plane) * kStageBytes);
+      load_plane(job, task.col_group, first + plane, row, to + (planes + plane) * kStageBytes);
   };
 
   const std::size_t count = (end - begin + kStage - 1) / kStage;
@@ -118,11 +130,11 @@ STREAMCCA_DEVICE void multiply_rows(const Product& job, Task task, std::size_t b
       for (unsigned order = kPlanes; order-- > 0;) {  // the smallest products first
         for (unsigned plane = 0; plane <= order; ++plane) {
           if (plane < left_planes && order - plane < right_planes)
-            multiply_stage(left + plane * kStageBytes, right + (order - plane) * kStageBytes, sums);
+            multiply_stage<false>(left + plane * kStageBytes, right + (order - plane) * kStageBytes, sums);
         }
       }
     } else {
-      multiply_stage(left, right, sums);
+      multiply_stage<kKind == Kind::half>(left, right, sums);
     }
     if ((stage + 1) % promote_after == 0) promote(total, sums);
   }
@@ -139,9 +151,11 @@ STREAMCCA_KERNEL void planes_kernel(Product job) {
   Sums total;
   clear(total);
   if (job.planes[task.row_group] == 1 && job.planes[task.col_group] == 1) {
-    multiply_rows<false>(job, task, begin, end, total);
+    multiply_rows<Kind::narrow>(job, task, begin, end, total);
+  } else if (job.halves[task.row_group] && job.halves[task.col_group]) {
+    multiply_rows<Kind::half>(job, task, begin, end, total);
   } else {
-    multiply_rows<true>(job, task, begin, end, total);
+    multiply_rows<Kind::wide>(job, task, begin, end, total);
   }
 
   const bool partial = job.splits > 1;

@@ -90,6 +90,13 @@ STREAMCCA_KERNEL void head_kernel(HeadRows job) {
   if (column == 0 && job.roots) job.roots[job.slot + k] = root;
 }
 
+STREAMCCA_DEVICE bool is_float16(double x) {  // a multiple of 2^-24, of 11 digits
+  const double size = fabs(x);
+  if (!(size <= 65504)) return false;
+  const double unit = size < 0x1p-14 ? 0x1p-24 : exp2(static_cast<double>(ilogb(size) - 10));
+  return floor(size / unit) * unit == size;
+}
+
 STREAMCCA_DEVICE bool is_bfloat16(double x) {
   const float single = static_cast<float>(x);
   return static_cast<double>(single) == x && (float_bits(single) & 0xffffu) == 0;
@@ -101,7 +108,7 @@ STREAMCCA_KERNEL void shift_kernel(ShiftChoice job) {
   if (column >= job.columns) return;
   constexpr double few_deviations = 1;
   double first = 0, sum = 0, count = 0;
-  bool constant = true, narrow = job.keep_narrow;
+  bool constant = true, narrow = job.keep_narrow, half = job.keep_narrow;
   for (std::size_t k = 0; k < job.rows; ++k) {
     if (!(job.roots[k] > 0)) continue;
     const double x = job.head[k * job.columns + column];
@@ -110,6 +117,7 @@ STREAMCCA_KERNEL void shift_kernel(ShiftChoice job) {
     count += 1;
     constant = constant && x == first;
     narrow = narrow && is_bfloat16(x);
+    half = half && is_float16(x);
   }
   double shift = first;
   if (!constant) {
@@ -122,7 +130,7 @@ STREAMCCA_KERNEL void shift_kernel(ShiftChoice job) {
     const double deviation = sqrt(squares / count);
     const double grid = exp2(floor(log2(deviation / 8)));
     shift = grid * nearbyint(mean / grid);
-    if (narrow && fabs(mean) <= few_deviations * deviation) shift = 0;
+    if ((narrow || half) && fabs(mean) <= few_deviations * deviation) shift = 0;
     if (!(fabs(shift) < HUGE_VAL)) shift = 0;  // rows that are not finite, let through by request
   }
   job.shift[column] = job.products == Products::f32 ? static_cast<double>(static_cast<float>(shift)) : shift;
@@ -195,7 +203,7 @@ STREAMCCA_DEVICE void pack_piece(const Pack& job) {
   const std::size_t column = thread_index() % kTile, strip_begin = begin + thread_index() / kTile * kStrip;
   const std::size_t from = strip_begin > job.slot ? strip_begin : job.slot;
   const std::size_t end = job.slot + job.batch.count < strip_begin + kStrip ? job.slot + job.batch.count : strip_begin + kStrip;
-  const bool first_plane_only = job.narrow && *moved == 0;
+  const bool first_plane_only = job.narrow && *moved == 0, half_plane = job.half && *moved == 0;
   unsigned most = 1;
   if (from < end) {
     const std::size_t sums_at = strip_begin / kStrip * job.columns + group * kTile + column;
@@ -212,6 +220,7 @@ STREAMCCA_DEVICE void pack_piece(const Pack& job) {
         planes[plane_index(group, 0, job.depth, slot) + column] = parts.plane[0];
         for (std::size_t plane = 1; plane < kPlanes && !first_plane_only; ++plane)
           planes[plane_index(group, plane, job.depth, slot) + column] = parts.plane[plane];
+        if (half_plane) planes[plane_index(group, kHalfPlane, job.depth, slot) + column] = to_half(value);
       } else {
         static_cast<double*>(job.packed)[double_index(group, job.depth, slot) + column] = value;
       }
@@ -223,6 +232,8 @@ STREAMCCA_DEVICE void pack_piece(const Pack& job) {
     if (most > 1) atomic_max(needed, most);
     sync_block();
     if (thread_index() == 0 && *needed > 1) atomic_max(&job.planes[group], *needed);
+    // The same from all pieces of a launch, and once 0 in a block it stays 0.
+    if (thread_index() == 0) job.halves[group] = half_plane ? 1 : 0;
   }
 }
 
@@ -238,10 +249,10 @@ STREAMCCA_KERNEL void pack_kernel64(Pack job) {
 template <bool kWide>
 STREAMCCA_DEVICE void blank_values(const Blank& job) {
   const std::size_t e = block_index() * kThreads + thread_index();
-  const std::size_t planes = kWide ? 1 : job.first_plane ? kPlanes : kPlanes - 1;
+  const std::size_t planes = kWide ? 1 : job.planes;
   if (e >= job.groups * planes * job.count * kTile) return;
   const std::size_t column = e % kTile, row = job.slot + e / kTile % job.count;
-  const std::size_t plane = e / kTile / job.count % planes + (kPlanes - planes), group = job.group + e / kTile / job.count / planes;
+  const std::size_t plane = job.plane + e / kTile / job.count % planes, group = job.group + e / kTile / job.count / planes;
   if constexpr (kWide) {
     static_cast<double*>(job.packed)[double_index(group, job.depth, row) + column] = 0;
   } else {
@@ -296,7 +307,7 @@ void pack_rows(const Pack& job, Products products, Stream stream) {
 }
 
 void blank_slots(const Blank& job, Products products, Stream stream) {
-  const std::size_t planes = products == Products::f64 ? 1 : job.first_plane ? kPlanes : kPlanes - 1;
+  const std::size_t planes = products == Products::f64 ? 1 : job.planes;
   launch(products == Products::f32 ? &blank_kernel32 : &blank_kernel64, ceil_div(job.groups * planes * job.count * kTile, kThreads),
          kThreads, 0, stream, job);
 }

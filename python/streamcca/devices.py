@@ -90,6 +90,11 @@ def _capsule(array: Any, view: str, stream: int, emulated: bool) -> Any:
     # Torch exports no tensor that takes part in autograd, and one with a pending negation without it.
     for step in ("detach", "resolve_neg"):
         array = getattr(array, step)() if hasattr(array, step) else array
+    if type(array).__module__.split(".", 1)[0] == "torch" and not emulated:
+        import torch
+
+        # Else its memory could be given away while this stream still reads it, if it was made on another one.
+        array.record_stream(torch.cuda.current_stream(array.device))
     # The producer makes this stream wait for its own, where they differ.
     options: dict[str, Any] = {} if emulated else {"stream": stream or _LEGACY_STREAM}
     try:
