@@ -13,14 +13,17 @@ _CPU, _CUDA = 1, 2  # device types of DLPack
 _LEGACY_STREAM = 1  # CUDA's default stream, as DLPack and the driver number it
 
 
-def _extension() -> Any:
+_REMEDY = "use device='cpu' and move rows there with .cpu()"
+
+
+def _extension(device: str = "cuda") -> Any:
     """Return the extension, or say why there is none."""
     try:
         from streamcca import _cuda
     except ImportError:
         raise DeviceError(
-            "this installation of streamcca has no CUDA kernels; install it where nvcc is found (STREAMCCA_CUDA=ON "
-            "makes a missing one an error), or use device='cpu' and move rows there with .cpu()"
+            f"device: got {device!r}, but this installation of streamcca has no CUDA kernels; install it where nvcc is "
+            f"found, or {_REMEDY}"
         ) from None
     return _cuda
 
@@ -40,10 +43,10 @@ def checked_device(device: str | None) -> str | None:
     found = re.fullmatch(r"cuda(?::(\d+))?", str(device))
     if not found:
         raise InputError(f"device: got {device!r}, expected None, 'cpu', 'cuda' or 'cuda:0'")
-    count, why = _extension().device_count()
+    count, why = _extension(str(device)).device_count()
     if count <= int(found.group(1) or 0):
-        held = f"{count} of them" if count else f"none ({why})"
-        raise DeviceError(f"device: got {device!r}, but of CUDA devices there are {held}; use device='cpu'")
+        here = f"there are {count}, counted from 0" if count else why
+        raise DeviceError(f"device: got {device!r}, but there is no CUDA device of that name here ({here}); {_REMEDY}")
     return str(device)
 
 
