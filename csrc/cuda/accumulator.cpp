@@ -59,7 +59,10 @@ Accumulator::Accumulator(std::vector<View> views, std::vector<Pair> pairs, const
 Accumulator::~Accumulator() {
   try {
     // The caller's stream may be gone by now, so memory goes back in the order of the default stream, after the last kernel.
-    if (last_) last_->hold_back(nullptr);
+    if (last_) {
+      const OnDevice on(options_.device);
+      last_->hold_back(nullptr);
+    }
   } catch (const Error&) {  // the driver has shut down: so has its memory
   }
   for (Buffer* b :
@@ -183,7 +186,10 @@ void Accumulator::update(const std::vector<Rows>& rows, int device, const double
   const std::lock_guard<std::mutex> lock(mutex_);
   check_shapes(rows);
   check_device(device);
-  if (refused_ && *refused_) resolve();
+  if (last_ && last_->has_passed()) {  // a question, not a wait
+    if (*refused_) resolve();
+    journal_.clear();
+  }
   const Products products = products_for(rows);
   std::vector<double> kept;
   std::vector<Batch> batches = batches_of(rows, weights, &kept);

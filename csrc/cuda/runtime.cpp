@@ -61,7 +61,15 @@ void* allocate(std::size_t bytes, Stream stream) {
   return p;
 }
 
-void release(void* p, Stream stream) noexcept { (void)cudaFreeAsync(p, as_stream(stream)); }
+// The default stream is that of the current device, and whoever lets go of memory last may be at another.
+void release(void* p, Stream stream) noexcept {
+  cudaPointerAttributes attributes;
+  int before = -1;
+  if (cudaPointerGetAttributes(&attributes, p) == cudaSuccess && cudaGetDevice(&before) == cudaSuccess && before != attributes.device)
+    (void)cudaSetDevice(attributes.device);
+  (void)cudaFreeAsync(p, as_stream(stream));
+  if (before >= 0) (void)cudaSetDevice(before);
+}
 
 void copy(void* to, const void* from, std::size_t bytes, Stream stream) {
   if (bytes) check_result(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, as_stream(stream)), "a copy");
