@@ -130,9 +130,10 @@ def test_float32_rows_keep_float32_accuracy(rng):
 @pytest.mark.parametrize("first", ["narrow", "wide"])
 def test_narrow_and_wide_batches_in_one_block(first, rng):
     """The second and third plane are written late where a block began with bfloat16 rows."""
-    d, values = 140, (rng.standard_normal((600, 140))).astype(np.float32)
+    d, values = 140, (rng.standard_normal((800, 140))).astype(np.float32)
     head = torch.from_numpy(values).bfloat16()
-    parts = [(0, 256, "narrow"), (256, 270, first), (270, 300, "wide"), (300, 433, "narrow"), (433, 600, "wide")]
+    parts = [(0, 256, "narrow"), (256, 270, first), (270, 300, "wide"), (300, 433, "narrow"), (433, 640, "wide")]
+    parts += [(640, 768, "narrow"), (768, 800, "wide")]  # a block of narrow rows alone between others
     mixed, plain = Run([d], block=128), Run([d], block=128)
     for begin, end, kind in parts:
         rows = head[begin:end] if kind == "narrow" else torch.from_numpy(values[begin:end])
