@@ -49,11 +49,12 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 find_package(CUDAToolkit QUIET)
-if(NOT TARGET CUDA::cudart_static)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0 OR NOT TARGET CUDA::cudart_static)  # 12.0: sm_90a
   if(STREAMCCA_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "STREAMCCA_CUDA=ON, but nvcc came without libcudart_static.a; install the runtime's development files")
+    message(FATAL_ERROR "STREAMCCA_CUDA=ON, but nvcc is ${CMAKE_CUDA_COMPILER_VERSION} (12.0 or newer is needed) or came without "
+      "libcudart_static.a; install a newer toolkit with the runtime's development files")
   endif()
-  message(STATUS "streamcca: no static CUDA runtime, so no CUDA kernels")
+  message(STATUS "streamcca: nvcc is older than 12.0 or has no static runtime, so no CUDA kernels")
   return()
 endif()
 
