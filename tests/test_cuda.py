@@ -319,9 +319,9 @@ def test_no_device_follows_the_first_batch(device, rng):
 @pytest.mark.parametrize(
     ("device", "kind", "message"),
     [
-        ("gpu", sc.InputError, "expected None, 'cpu'"),
-        ("cuda:x", sc.InputError, "cuda:0"),
-        ("cuda:99", sc.DeviceError, "no CUDA (device|kernels).*device='cpu'"),
+        ("gpu", sc.InputError, "expected None or 'cpu'"),
+        ("cuda:x", sc.InputError, "cuda:1"),
+        ("cuda:99", sc.DeviceError, "no CUDA kernels.*device='cpu'"),
     ],
 )
 def test_other_devices_are_refused(device, kind, message):

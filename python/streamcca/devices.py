@@ -42,19 +42,19 @@ def checked_device(device: str | None) -> str | None:
         return device
     found = re.fullmatch(r"cuda(?::(\d+))?", str(device))
     if not found:
-        raise InputError(f"device: got {device!r}, expected None, 'cpu', 'cuda' or 'cuda:0'")
+        raise InputError(f"device: got {device!r}, expected None or 'cpu', 'cuda' or 'cuda:1'")
     count, why = _extension(str(device)).device_count()
     if count <= int(found.group(1) or 0):
-        here = f"there are {count}, counted from 0" if count else why
-        raise DeviceError(f"device: got {device!r}, but there is no CUDA device of that name here ({here}); {_REMEDY}")
+        here = f"of devices there are {count}, counted from 0" if count else why
+        raise DeviceError(f"device: got {device!r}, but no CUDA kernels can run there ({here}); {_REMEDY}")
     return str(device)
 
 
-def rows_are_on_cuda(array: Any) -> bool:
-    """Whether an array is in the memory of a CUDA device."""
+def can_follow(array: Any) -> bool:
+    """Whether an array is in the memory of a CUDA device, and there are kernels for it."""
     try:
-        return bool(array.__dlpack_device__()[0] == _CUDA)
-    except Exception:  # no array, or one without memory: what it is refused for is said where it is read
+        return bool(array.__dlpack_device__()[0] == _CUDA and checked_device("cuda"))
+    except Exception:  # no array, or one without memory, or no kernels: the CPU says what it refuses that for
         return False
 
 

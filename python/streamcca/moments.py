@@ -13,7 +13,7 @@ from streamcca import store
 from streamcca._backend import Accumulator, FloatArray, Rounding, state_bytes
 from streamcca._memory import check_memory
 from streamcca.batches import check_name, check_names, checked_ids, checked_weights, first_rows
-from streamcca.devices import CudaAccumulator, checked_device, rows_are_on_cuda
+from streamcca.devices import CudaAccumulator, can_follow, checked_device
 from streamcca.errors import InputError, ProcessError, StateFileError
 from streamcca.views import (
     Pairs,
@@ -119,8 +119,8 @@ class Moments:
 
     def _follow(self, rows: list[Any]) -> None:
         """Move to the device of the first batch, where the device was left open."""
-        if self._device is None and not self._core.started and rows_are_on_cuda(rows[0]):
-            self._device = checked_device("cuda")
+        if self._device is None and not self._core.started and can_follow(rows[0]):
+            self._device = "cuda"
             self._core = self._new_core()
 
     # ------------------------------------------------------------------ rows in
