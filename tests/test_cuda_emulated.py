@@ -281,6 +281,19 @@ def test_the_first_of_several_bad_rows_is_named(rng):
         _ = run.native.rows
 
 
+def test_no_corner_of_a_batch_is_left_unchecked(rng):
+    for n, d, row, column in [(33, 129, 0, 0), (33, 129, 32, 128), (33, 129, 32, 0), (64, 128, 63, 127), (1, 1, 0, 0)]:
+        for layout in "CF":
+            x = np.array(rng.standard_normal((n, d)), np.float32, order=layout)
+            Run([d]).add(x)
+            x[row, column] = np.nan
+            run = Run([d]).add(x)
+            with pytest.raises(ValueError, match=f"row {row} of a batch"):
+                _ = run.native.rows
+            skipping = Run([d], nonfinite="skip").add(x)
+            assert (skipping.native.rows, skipping.native.skipped) == (n - 1, 1)
+
+
 def test_states_that_do_not_fit_are_refused(rng):
     run = Run([4]).add(rng.standard_normal((300, 4)))
     state = run.native.save()
