@@ -184,10 +184,11 @@ def test_weights_in_a_block_of_narrow_rows(rng):
 
 
 @pytest.mark.parametrize("ladder", LADDER)
-def test_parts_of_long_blocks(ladder, rng):
+@pytest.mark.parametrize("block", [1024, 544])  # of four parts, and of one, since halves would be no whole stages
+def test_parts_of_long_blocks(ladder, block, rng):
     """Few tiles: the rows of a block are shared out, and the parts added in their order."""
     x = whole_numbers(rng, 1500, 30, 20)
-    whole, cut = Run([30], ladder=ladder, block=1024), Run([30], ladder=ladder, block=1024)
+    whole, cut = Run([30], ladder=ladder, block=block), Run([30], ladder=ladder, block=block)
     whole.add(x)
     for first in range(0, 1500, 333):
         cut.add(x[first : first + 333])

@@ -59,7 +59,7 @@ struct Task {
 // function of the number of tiles alone, since bits must not depend on the card.
 constexpr std::size_t splits_for(std::size_t tiles, std::size_t depth) {
   std::size_t splits = 1;
-  while (splits < 16 && splits * tiles < 264 && depth / splits > 256) splits *= 2;
+  while (splits < 16 && splits * tiles < 264 && depth % (512 * splits) == 0) splits *= 2;  // parts are multiples of 256 rows
   return splits;
 }
 
