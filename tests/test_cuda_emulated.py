@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(not _cuda.EMULATED, reason="built for a GPU; STR
 LADDER = ("naive", "tiled", "tensor")
 U32, U64 = 2.0**-24, 2.0**-53
 TILE = 128
-# The relative error that sound kernels may report of float32 products: chains of a few dozen sums that are cut off. What
-# the diagonal shows raises it, so without this a defect would excuse itself.
+# The relative error that sound kernels may report of float32 products: chains of a few dozen sums that are cut off.
+# What the diagonal shows raises it, so without this a defect would excuse itself.
 MOST = 32 * U32
 
 
