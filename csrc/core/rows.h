@@ -20,7 +20,7 @@ struct Rows {
   std::size_t sample_rows = 0;
   std::ptrdiff_t sample_stride = 0;
 
-  const unsigned char* row(std::size_t i) const {
+  constexpr const unsigned char* row(std::size_t i) const {
     if (!sample_rows) return data + static_cast<std::ptrdiff_t>(i) * row_stride;
     const auto sample = static_cast<std::ptrdiff_t>(i / sample_rows), inside = static_cast<std::ptrdiff_t>(i % sample_rows);
     return data + sample * sample_stride + inside * row_stride;
@@ -29,7 +29,9 @@ struct Rows {
   std::size_t run_from(std::size_t first, std::size_t count) const {
     return sample_rows ? std::min(count, sample_rows - first % sample_rows) : count;
   }
-  const unsigned char* element(std::size_t i, std::size_t j) const { return row(i) + static_cast<std::ptrdiff_t>(j) * col_stride; }
+  constexpr const unsigned char* element(std::size_t i, std::size_t j) const {
+    return row(i) + static_cast<std::ptrdiff_t>(j) * col_stride;
+  }
 };
 
 // Exact value of one element as float64; for error messages, not for hot loops.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -13,10 +13,10 @@ from streamcca import store
 from streamcca._backend import Accumulator, FloatArray, Rounding, state_bytes
 from streamcca._memory import check_memory
 from streamcca.batches import check_name, check_names, checked_ids, checked_weights, first_rows
+from streamcca.devices import CudaAccumulator, can_follow, checked_device
 from streamcca.errors import InputError, ProcessError, StateFileError
 from streamcca.views import (
     Pairs,
-    check_device,
     check_option,
     checked_threads,
     checked_views,
@@ -48,8 +48,9 @@ class Moments:
     nonfinite : 'raise', 'skip' or 'propagate'
         What to do with a row that holds NaN or infinity in any view: refuse the batch, leave the row
         out of all views (counted in `skipped`), or let it through.
-    device : None or 'cpu'
-        Where the moments live. This build has CPU kernels only.
+    device : None, 'cpu', 'cuda' or 'cuda:1'
+        Where the moments live; None follows the first batch. On a CUDA device `update` only launches work, and what it
+        finds wrong with values is raised by the next call that reads (docs/cuda.md).
     threads : int, optional
         Threads for the kernels; by default what OpenMP would use.
 
@@ -58,7 +59,7 @@ class Moments:
     InputError
         A width, a pair or an option makes no sense.
     DeviceError
-        A CUDA device is asked for.
+        A CUDA device is asked for that is not there, or for which nothing was compiled.
     MemoryLimitError
         The moments would not fit into the available memory.
 
@@ -89,7 +90,7 @@ class Moments:
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
-        check_device(device)
+        self._device = checked_device(device)
         check_option("precision", precision, ("auto", "float32", "float64"))
         check_option("nonfinite", nonfinite, ("raise", "skip", "propagate"))
         self._views = checked_views(views)
@@ -111,8 +112,17 @@ class Moments:
         return [(index[a], index[b]) for a, b in self._pairs]
 
     def _new_core(self) -> Accumulator:
-        names, widths = list(self._views), list(self._views.values())
-        return Accumulator(names, widths, self._pair_indices(), self._precision, self._nonfinite, self._threads or 0)
+        names, widths, pairs = list(self._views), list(self._views.values()), self._pair_indices()
+        if self._device is None or self._device == "cpu":
+            return Accumulator(names, widths, pairs, self._precision, self._nonfinite, self._threads or 0)
+        core = CudaAccumulator(names, widths, pairs, self._precision, self._nonfinite, self._device, self._threads or 0)
+        return cast(Accumulator, core)  # it has the same methods
+
+    def _follow(self, rows: list[Any]) -> None:
+        """Move to the device of the first batch, where the device was left open."""
+        if self._device is None and not self._core.started and can_follow(rows[0]):
+            self._device = "cuda"
+            self._core = self._new_core()
 
     # ------------------------------------------------------------------ rows in
 
@@ -162,14 +172,16 @@ class Moments:
         row_ids = checked_ids(ids, given, self._views)
         if valid_rows is not None:
             given, weights, row_ids = first_rows(valid_rows, given, weights, row_ids)
-        self._core.update([given[name] for name in self._views], weights)
+        rows = [given[name] for name in self._views]
+        self._follow(rows)
+        self._core.update(rows, weights)
         for name, values in row_ids.items():
             self._ids_checksum[name] = zlib.crc32(values.tobytes(), self._ids_checksum.get(name, 0))
 
     def merge(self, other: Moments) -> None:
         """Add all rows of `other`, as if they had been rows of this object.
 
-        Exact algebra, also between different shifts; an object without rows is the identity.
+        Exact algebra, also between different shifts and devices; an object without rows is the identity.
 
         Raises
         ------
@@ -179,11 +191,15 @@ class Moments:
         if not isinstance(other, Moments):
             raise InputError(f"merge: got {type(other).__name__}, expected Moments")
         own_rows, other_rows = self.rows, other.rows
-        self._core.merge(other._core)
+        self._core.merge(other._cpu_core())
         if own_rows == 0:
             self._ids_checksum = dict(other._ids_checksum)
         elif other_rows:
             self._ids_checksum = {}  # the checksum of a merged order would mean nothing
+
+    def _cpu_core(self) -> Accumulator:
+        """Return the accumulator as the CPU has it: itself, or a copy of one on a device, not to be changed."""
+        return self._core._host() if isinstance(self._core, CudaAccumulator) else self._core
 
     def reset(self) -> None:
         """Forget all rows; the configuration stays."""
@@ -347,8 +363,8 @@ class Moments:
         store.write_state(path, self.state_dict())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> Moments:
-        """Read a file written by `save`.
+    def load(cls, path: str | os.PathLike[str], threads: int | None = None, device: str | None = None) -> Moments:
+        """Read a file written by `save`, on whatever device; `device` is where these moments will live.
 
         Raises
         ------
@@ -357,16 +373,17 @@ class Moments:
         StateFileError
             The file is damaged, truncated, foreign, or of a newer version.
         """
-        return cls._from_state(store.read_state(path), threads)
+        return cls._from_state(store.read_state(path), threads, device)
 
     @classmethod
-    def _from_state(cls, state: Mapping[str, Any], threads: int | None = None) -> Moments:
+    def _from_state(cls, state: Mapping[str, Any], threads: int | None = None, device: str | None = None) -> Moments:
         _, config = store.unpack_state(state)
         moments = cls(
             dict(config["views"]),
             [(a, b) for a, b in config["pairs"]],
             precision=config["precision"],
             nonfinite=config["nonfinite"],
+            device=device,
             threads=threads,
         )
         moments.load_state_dict(state)

@@ -1,0 +1,387 @@
+#include "cuda/accumulator.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <sstream>
+
+#include "core/error.h"
+#include "core/units.h"
+
+namespace streamcca::cuda {
+namespace {
+
+// Largest packed value, root of the weight included, so that no sum of a block overflows float32; in float64 the state sums all rows.
+constexpr double kLargest32 = 2.5e17;
+constexpr double kLargestSum64 = 1e306;
+constexpr double kLargestWeight = 1e12;
+// Rows whose rounding is accounted for at once, as on the CPU.
+constexpr std::size_t kChain32 = 256;
+
+constexpr double square(double x) { return x * x; }
+constexpr std::size_t round_up(std::size_t a, std::size_t b) { return (a + b - 1) / b * b; }
+
+std::size_t value_bytes(Products products) { return products == Products::f32 ? kSlabs * sizeof(std::uint16_t) : sizeof(double); }
+
+void check_weight(double weight, std::size_t row) {
+  if (weight >= 0 && weight <= kLargestWeight) return;
+  std::ostringstream text;
+  text << "weights, row " << row << " of the batch: weight is " << weight << ", expected a number from 0 to " << kLargestWeight;
+  throw Error(ErrorKind::value, text.str());
+}
+
+}  // namespace
+
+Accumulator::Accumulator(std::vector<View> views, std::vector<Pair> pairs, const Options& options)
+    : views_(std::move(views)), pairs_(std::move(pairs)), options_(options), schedule_(views_, pairs_, kGeometry) {
+  if (views_.size() >= std::size_t{1} << kViewBits) throw Error(ErrorKind::value, "views: more than a million of them");
+  if (options_.block_rows % kStage) throw Error(ErrorKind::value, "block_rows: expected a multiple of 32");
+  for (std::size_t p = 0; p < pairs_.size(); ++p) {
+    first_task_.push_back(tasks_.size());
+    const std::size_t across = round_up(views_[pairs_[p].col_view].width, kTile) / kTile;
+    const std::size_t down = round_up(views_[pairs_[p].row_view].width, kTile) / kTile;
+    places_.emplace_back(down * across, ~0u);
+    for (std::size_t s = schedule_.first_strip(p); s < schedule_.last_strip(p); ++s) {
+      const Strip& strip = schedule_.strips()[s];
+      schedule_.for_each_tile(strip, [&](std::size_t slice, Tile tile, std::size_t) {
+        for (std::size_t v = tile.first_vector; v < tile.first_vector + tile.vectors; ++v) {
+          const std::size_t column = strip.first_column / kTile + v;
+          places_[p][slice * across + column] = static_cast<std::uint32_t>(tasks_.size() - first_task_[p]);
+          tasks_.push_back({static_cast<std::uint32_t>(schedule_.first_group(pairs_[p].row_view) + slice),
+                            static_cast<std::uint32_t>(schedule_.first_group(pairs_[p].col_view) + column)});
+        }
+      });
+    }
+  }
+  first_task_.push_back(tasks_.size());
+}
+
+Accumulator::~Accumulator() {
+  try {
+    // The caller's stream may be gone by now, so memory goes back in the order of the default stream, after the last kernel.
+    if (last_) {
+      const OnDevice on(options_.device);
+      last_->hold_back(nullptr);
+    }
+  } catch (const Error&) {  // the driver has shut down: so has its memory
+  }
+  for (Buffer* b :
+       {&status_, &device_tasks_, &shift_, &head_, &head_roots_, &packed_, &planes_, &halves_, &strips_, &sums_, &parts_, &bad_})
+    b->follow(nullptr);
+  if (state_) state_->follow(nullptr);
+  if (refused_) release_pinned(const_cast<unsigned*>(refused_));
+  if (status_copy_) release_pinned(status_copy_);
+}
+
+// ---------------------------------------------------------------- checks
+
+void Accumulator::check_shapes(const std::vector<Rows>& rows) const {
+  for (std::size_t v = 0; v < views_.size(); ++v) {
+    std::ostringstream text;
+    if (rows[v].cols != views_[v].width) {
+      text << "view '" << views_[v].name << "': got rows of width " << rows[v].cols << ", expected " << views_[v].width
+           << "; pass rows as (n, " << views_[v].width << ") or declare the view with width " << rows[v].cols;
+      throw Error(ErrorKind::value, text.str());
+    }
+    if (rows[v].rows != rows[0].rows) {
+      text << "view '" << views_[v].name << "': got " << rows[v].rows << " rows, expected " << rows[0].rows << " as in view '"
+           << views_[0].name << "'; every view must see the same rows in the same order";
+      throw Error(ErrorKind::value, text.str());
+    }
+  }
+}
+
+void Accumulator::check_device(int device) const {
+  if (options_.device < 0 || options_.device == device) return;
+  throw Error(ErrorKind::device, "rows are on cuda:" + std::to_string(device) + ", expected cuda:" + std::to_string(options_.device) +
+                                     " where these moments live; move the rows, or merge moments of their own for each device");
+}
+
+Products Accumulator::products_for(const std::vector<Rows>& rows) const {
+  if (options_.precision == Precision::f32) return Products::f32;
+  if (options_.precision == Precision::f64) return Products::f64;
+  const auto wide = std::find_if(rows.begin(), rows.end(), [](const Rows& r) { return r.dtype == DType::f64; });
+  if (!now_.started) return wide == rows.end() ? Products::f32 : Products::f64;
+  if (now_.products == Products::f32 && wide != rows.end()) {
+    throw Error(ErrorKind::dtype, "view '" + views_[static_cast<std::size_t>(wide - rows.begin())].name +
+                                      "': got float64 rows, expected float32 or narrower as in the first batch, which fixed float32 "
+                                      "products; construct with precision='float64' or 'float32' to mix them");
+  }
+  return now_.products;
+}
+
+std::size_t Accumulator::depth() const {
+  return options_.block_rows ? options_.block_rows : now_.products == Products::f32 ? kBlockRows32 : kBlockRows64;
+}
+
+void Accumulator::use(Stream stream) {
+  if (last_ && stream != stream_) last_->hold_back(stream);
+  stream_ = stream;
+}
+
+// ---------------------------------------------------------------- update
+
+void Accumulator::start(Products products) {
+  now_.started = true;
+  now_.products = products;
+  now_.narrow.assign(views_.size(), true);
+  now_.half = now_.narrow;
+  splits_ = splits_for(tasks_.size(), depth());
+  const std::size_t state = tasks_.size() * kTileSize * sizeof(double), packed = columns() * depth() * value_bytes(products);
+  const std::size_t strips = 2 * (depth() / kStrip) * columns() * sizeof(double), head = kHead * columns() * sizeof(double);
+  const std::size_t parts = splits_ > 1 ? splits_ * state : 0;
+  if (!state_ || packed_.bytes() != packed) {
+    const std::size_t needed = state + packed + strips + head + parts, available = free_memory(options_.device);
+    if (needed > available) {
+      now_ = Counters{};
+      throw Error(ErrorKind::device, "these moments need " + std::to_string(needed >> 20) +
+                                         " MiB on cuda:" + std::to_string(options_.device) + ", expected at most the " +
+                                         std::to_string(available >> 20) + " MiB that are free; ask for fewer pairs, or use device='cpu'");
+    }
+    try {
+      if (!last_) last_ = std::make_unique<Event>();
+      if (!refused_) refused_ = static_cast<volatile unsigned*>(allocate_pinned(sizeof(unsigned)));
+      if (!status_copy_) status_copy_ = static_cast<Status*>(allocate_pinned(sizeof(Status)));
+      *refused_ = 0;
+      state_ = std::make_shared<Buffer>(state, stream_);
+      packed_ = Buffer(packed, stream_);
+      strips_ = Buffer(strips, stream_);
+      head_ = Buffer(head, stream_);
+      head_roots_ = Buffer(kHead * sizeof(double), stream_);
+      parts_ = Buffer(parts, stream_);
+      shift_ = Buffer(columns() * sizeof(double), stream_);
+      sums_ = Buffer(2 * columns() * sizeof(double), stream_);
+      planes_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
+      halves_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
+      status_ = uploads_.send(&seen_, sizeof seen_, stream_);
+      device_tasks_ = uploads_.send(tasks_.data(), tasks_.size() * sizeof(Task), stream_);
+    } catch (...) {
+      now_ = Counters{};
+      state_.reset();
+      throw;
+    }
+  }
+  fill(state_->as<void>(), 0, state, stream_);
+  fill(sums_.as<void>(), 0, sums_.bytes(), stream_);
+  fill(head_.as<void>(), 0, head, stream_);
+  const std::vector<std::uint32_t> ones(schedule_.groups(), 1);
+  const Buffer from = uploads_.send(ones.data(), ones.size() * sizeof ones[0], stream_);
+  copy(planes_.as<void>(), from.as<void>(), from.bytes(), stream_);
+}
+
+// The rows that take part, by view. Rows of weight zero are absent.
+std::vector<Batch> Accumulator::batches_of(const std::vector<Rows>& rows, const double* weights, std::vector<double>* kept_weights) {
+  std::vector<Batch> batches;
+  for (const Rows& r : rows) batches.push_back({r, 0, r.rows});
+  if (!weights) return batches;
+  for (std::size_t i = 0; i < rows[0].rows; ++i) {
+    check_weight(weights[i], i);
+    if (weights[i] > 0) kept_weights->push_back(weights[i]);
+  }
+  for (Batch& batch : batches) batch.count = kept_weights->size();
+  return batches;
+}
+
+void Accumulator::update(const std::vector<Rows>& rows, int device, const double* weights, Stream stream) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  check_shapes(rows);
+  check_device(device);
+  if (last_ && last_->has_passed()) {  // a question, not a wait
+    if (*refused_) resolve();
+    journal_.clear();
+  }
+  const Products products = products_for(rows);
+  std::vector<double> kept;
+  std::vector<Batch> batches = batches_of(rows, weights, &kept);
+  if (batches[0].count == 0) return;
+  options_.device = device;
+  const OnDevice on(device);
+  use(stream);
+  journal_.emplace_back(batch_ + 1, now_);
+  if (!now_.started) {
+    try {
+      start(products);
+    } catch (...) {
+      journal_.pop_back();
+      throw;
+    }
+  }
+  ++batch_;
+
+  Buffer list, roots;
+  if (weights) {
+    std::vector<std::uint64_t> numbers;
+    std::vector<double> square_roots;
+    for (std::size_t i = 0; i < rows[0].rows; ++i) {
+      if (!(weights[i] > 0)) continue;
+      numbers.push_back(i);
+      square_roots.push_back(std::sqrt(weights[i]));
+    }
+    list = uploads_.send(numbers.data(), numbers.size() * sizeof numbers[0], stream_);
+    roots = uploads_.send(square_roots.data(), square_roots.size() * sizeof square_roots[0], stream_);
+    for (Batch& batch : batches) batch.list = list.as<std::uint64_t>(), batch.roots = roots.as<double>();
+  }
+  if (options_.nonfinite == NonFinite::skip) {
+    bad_ = Buffer(rows[0].rows, stream_);
+    fill(bad_.as<void>(), 0, bad_.bytes(), stream_);
+  }
+  check_values(batches, kept);
+  if (options_.nonfinite == NonFinite::skip) {
+    for (Batch& batch : batches) batch.bad = bad_.as<unsigned char>();
+    count_skipped({batches[0], status_.as<Status>(), batch_}, stream_);
+  }
+
+  for (const Rows& view : rows) now_.row_unit = std::min(now_.row_unit, unit_roundoff(view.dtype));
+  if (!now_.settled) {
+    const std::size_t count = std::min(batches[0].count, kHead - now_.fill);
+    std::vector<Batch> first = batches;
+    for (Batch& batch : first) batch.count = count;
+    append(first, kept, true);
+    for (Batch& batch : batches) batch.first += count, batch.count -= count;
+    if (now_.fill == kHead) settle();
+  }
+  append(batches, kept, false);
+  last_->record(stream_);
+}
+
+void Accumulator::check_values(const std::vector<Batch>& batches, const std::vector<double>& weights) {
+  if (options_.nonfinite == NonFinite::propagate) return;
+  double largest = 1;
+  for (double weight : weights) largest = std::max(largest, weight);
+  const double total = now_.weight + static_cast<double>(batches[0].count) * largest;
+  // Half of what may be packed, since the shift may be as large as any value.
+  const double limit = (now_.products == Products::f32 ? kLargest32 / std::sqrt(largest) : std::sqrt(kLargestSum64 / total)) / 2;
+  for (std::size_t v = 0; v < views_.size(); ++v) {
+    Check check;
+    check.batch = batches[v];
+    check.limit = limit;
+    check.skip = options_.nonfinite == NonFinite::skip;
+    check.bad = bad_.as<unsigned char>();
+    check.view = static_cast<std::uint32_t>(v);
+    check.status = status_.as<Status>();
+    check.number = batch_;
+    check.refused = refused_;
+    check_rows(check, stream_);
+  }
+}
+
+// Fills slots, of the head or of block after block. `weights` are those of the rows from the start of the batch on, or empty.
+void Accumulator::append(std::vector<Batch> batches, const std::vector<double>& weights, bool to_head) {
+  while (batches[0].count) {
+    const std::size_t room = (to_head ? kHead : depth()) - now_.fill, count = std::min(room, batches[0].count);
+    for (std::size_t v = 0; v < views_.size(); ++v) {
+      Batch piece = batches[v];
+      piece.count = count;
+      const std::size_t group = schedule_.first_group(v);
+      if (to_head) {
+        fill_head({piece, ticket(), now_.fill, columns(), head_.as<double>() + first_column(v), v ? nullptr : head_roots_.as<double>()},
+                  stream_);
+        continue;
+      }
+      const bool narrow = piece.rows.dtype == DType::bf16 && !piece.roots;
+      if (now_.products == Products::f32 && now_.narrow[v] && !narrow) {  // from here on, all planes
+        const std::size_t groups = schedule_.first_group(v + 1) - group;
+        if (now_.fill)
+          blank_slots({ticket(), group, groups, 0, now_.fill, depth(), 1, kPlanes - 1, packed_.as<void>()}, now_.products, stream_);
+        now_.narrow[v] = false;
+      }
+      now_.half[v] = now_.half[v] && piece.rows.dtype == DType::f16 && !piece.roots;
+      Pack pack;
+      pack.batch = piece;
+      pack.ticket = ticket();
+      pack.slot = now_.fill;
+      pack.depth = depth();
+      pack.group = group;
+      pack.columns = columns();
+      pack.shift = shift_.as<double>();
+      pack.packed = packed_.as<void>();
+      pack.planes = planes_.as<std::uint32_t>();
+      pack.strip_sums = strips_.as<double>();
+      pack.strip_squares = strips_.as<double>() + depth() / kStrip * columns();
+      pack.narrow = now_.narrow[v];
+      pack.halves = halves_.as<std::uint32_t>();
+      pack.half = now_.half[v];
+      pack_rows(pack, now_.products, stream_);
+    }
+    const std::size_t first = batches[0].first;
+    for (std::size_t i = first; i < first + count; ++i) {
+      const double weight = weights.empty() ? 1 : weights[i];
+      now_.weight += weight;
+      if (!to_head) now_.block_weight += weight;
+    }
+    now_.slots += count;
+    now_.fill += count;
+    for (Batch& batch : batches) batch.first += count, batch.count -= count;
+    if (!to_head && now_.fill == depth()) flush();
+  }
+}
+
+void Accumulator::settle() {
+  const std::size_t rows = now_.fill;
+  choose_shift({ticket(), head_.as<double>(), head_roots_.as<double>(), rows, columns(), now_.products, now_.products == Products::f32,
+                shift_.as<double>()},
+               stream_);
+  std::vector<Batch> batches;
+  const auto size = static_cast<std::ptrdiff_t>(sizeof(double));
+  for (std::size_t v = 0; v < views_.size(); ++v) {
+    Batch batch;
+    batch.rows = {reinterpret_cast<const unsigned char*>(head_.as<double>() + first_column(v)),
+                  rows,
+                  views_[v].width,
+                  static_cast<std::ptrdiff_t>(columns()) * size,
+                  size,
+                  DType::f64};
+    batch.count = rows;
+    batch.roots = head_roots_.as<double>();
+    batches.push_back(batch);
+  }
+  // These rows are counted already.
+  const Counters counted = now_;
+  now_.settled = true;
+  now_.fill = 0;
+  append(batches, {}, false);
+  now_.slots = counted.slots;
+  now_.weight = counted.weight;
+  now_.block_weight = counted.weight * static_cast<double>(now_.fill) / static_cast<double>(rows);
+}
+
+Product Accumulator::product_of(std::size_t first, std::size_t count, double* target) const {
+  Product product;
+  product.ticket = ticket();
+  product.tasks = device_tasks_.as<Task>() + first;
+  product.count = count;
+  product.splits = splits_;
+  product.depth = depth();
+  product.rows = now_.fill;
+  product.packed = packed_.as<void>();
+  product.planes = planes_.as<std::uint32_t>();
+  product.halves = halves_.as<std::uint32_t>();
+  product.target = target;
+  product.parts = parts_.as<double>();
+  return product;
+}
+
+void Accumulator::flush() {
+  multiply(product_of(0, tasks_.size(), state_->as<double>()), now_.products, options_.ladder, stream_);
+  const double* strips = strips_.as<double>();
+  add_columns({ticket(), strips, strips + depth() / kStrip * columns(), (now_.fill + kStrip - 1) / kStrip, columns(), sums_.as<double>(),
+               sums_.as<double>() + columns(), planes_.as<std::uint32_t>()},
+              stream_);
+  now_.rounding += block_variance(static_cast<double>(now_.fill), now_.block_weight, now_.weight);
+  now_.fill = 0;
+  now_.block_weight = 0;
+  now_.narrow.assign(views_.size(), true);
+  now_.half = now_.narrow;
+}
+
+// The model of cpu/accumulator.cpp: chains of multiply-adds in the product type, then one addition in float64 a block. What tensor cores do
+// beyond it (they truncate) shows on the diagonal, and is measured there (docs/cuda.md).
+double Accumulator::block_variance(double rows, double weight, double total) const {
+  if (!(rows > 0)) return 0;
+  const bool narrow = now_.products == Products::f32;
+  const double unit = narrow ? kUnit32 : kUnit64;
+  const double chain = std::min(rows, static_cast<double>(narrow ? kChain32 : depth() / splits_));
+  return (square(0.3 * unit) * chain + square(0.6 * unit) / chain) * square(weight) * (chain / rows) + square(0.5 * kUnit64 * total);
+}
+
+}  // namespace streamcca::cuda

@@ -1,0 +1,144 @@
+// Moments of several aligned views on a CUDA device: the counterpart of cpu/accumulator.h, whose words, rules and state it shares.
+//
+//   rows -> [check] -> first 256: kept exact, give the shift -> packed into the slots of a block -> block full? products into the state
+//
+// The host only counts: which slots a batch fills, when a block is full. Values are never waited for. So a batch with a bad value is
+// refused on the device: from its first kernel on, it and all later batches do nothing, and the next call that looks (every read, and the
+// next update after the device is done) throws, with the counts as they were before that batch. Under `skip` such rows take slots, as rows
+// of zeros with weight zero.
+//
+// update() returns before the device is done; rows must stay as they are until then, as the order of the caller's stream ensures.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "core/rows.h"
+#include "core/schedule.h"
+#include "cuda/kernels.h"
+#include "cuda/runtime.h"
+#include "cuda/uploads.h"
+
+namespace streamcca::cuda {
+
+enum class Precision { automatic, f32, f64 };
+enum class NonFinite { raise, skip, propagate };
+
+struct Options {
+  Precision precision = Precision::automatic;
+  NonFinite nonfinite = NonFinite::raise;
+  int device = -1;  // of the first batch
+  Ladder ladder = Ladder::tensor;
+  std::size_t block_rows = 0;  // for tests; 0: kBlockRows32 or kBlockRows64
+};
+
+// As State of cpu/accumulator.h, without pending rows once the shift is settled: they are in the moments.
+struct Snapshot {
+  Products products = Products::f32;
+  bool started = false, settled = false;
+  std::uint64_t rows = 0, skipped = 0;
+  double weight = 0, rounding = 0, row_unit = 1;
+  std::vector<std::vector<double>> shift, sums, squares, pending;
+  std::vector<double> roots;
+  std::vector<std::vector<double>> moments;
+};
+
+// Device memory that lives as long as someone looks at it.
+using SharedBuffer = std::shared_ptr<Buffer>;
+
+class Accumulator {
+ public:
+  Accumulator(std::vector<View> views, std::vector<Pair> pairs, const Options& options);
+  ~Accumulator();
+  Accumulator(const Accumulator&) = delete;
+  Accumulator& operator=(const Accumulator&) = delete;
+
+  // One batch in the memory of one device; weights (in host memory) may be null. Launches and returns.
+  void update(const std::vector<Rows>& rows, int device, const double* weights, Stream stream);
+
+  // These wait for the device, and throw where a batch was refused since the last of them.
+  void reset();
+  Snapshot save();
+  void restore(const Snapshot& snapshot);
+  std::uint64_t rows();
+  std::uint64_t skipped();
+  double weight();
+
+  bool started();
+  Products products();
+  int device() const { return options_.device; }
+  const std::vector<View>& views() const { return views_; }
+  const std::vector<Pair>& pairs() const { return pairs_; }
+
+  // The tiles of the state themselves, without pending rows, and which groups each multiplies; none before 256 rows.
+  SharedBuffer tiles();
+  const std::vector<Task>& tasks() const { return tasks_; }
+  // The covariance of a pair with all rows so far, row-major, in new memory on the device; `stream` may use it at once.
+  SharedBuffer covariance(std::size_t pair, double ddof, Stream stream);
+  // Later work of `stream` waits for what was launched here.
+  void hold_back(Stream stream);
+
+ private:
+  // What the host knows of the stream of rows; as it was before each batch that may still be refused.
+  struct Counters {
+    bool started = false, settled = false;
+    Products products = Products::f32;
+    std::uint64_t slots = 0;  // rows of weight above zero, left-out ones included
+    std::size_t fill = 0;     // slots in use, of the head or of the block
+    double weight = 0;
+    double block_weight = 0;  // of the block
+    double rounding = 0, row_unit = 1;
+    std::vector<bool> half;    // by view: all rows of the block are float16 numbers without weights
+    std::vector<bool> narrow;  // by view: all rows of the block are bfloat16 numbers without weights
+  };
+
+  void check_shapes(const std::vector<Rows>& rows) const;
+  void check_device(int device) const;
+  Products products_for(const std::vector<Rows>& rows) const;
+  std::size_t depth() const;
+  void use(Stream stream);
+  void start(Products products);
+  void resolve();
+  Ticket ticket() const { return {status_.as<Status>(), batch_}; }
+  std::vector<Batch> batches_of(const std::vector<Rows>& rows, const double* weights, std::vector<double>* kept_weights);
+  void check_values(const std::vector<Batch>& batches, const std::vector<double>& weights);
+  void append(std::vector<Batch> batches, const std::vector<double>& weights, bool to_head);
+  void settle();
+  void flush();
+  double block_variance(double rows, double weight, double total) const;
+  Product product_of(std::size_t first, std::size_t count, double* target) const;
+  // Tiles of a pair with all rows: the state's own where no rows are pending, else a copy with them.
+  std::pair<double*, Buffer> tiles_with_pending(std::size_t pair);
+  Buffer columns_with_pending();
+  std::size_t first_column(std::size_t view) const { return schedule_.first_group(view) * kTile; }
+  std::size_t columns() const { return schedule_.groups() * kTile; }
+
+  const std::vector<View> views_;
+  const std::vector<Pair> pairs_;
+  Options options_;
+  const Schedule schedule_;
+  std::vector<Task> tasks_;
+  std::vector<std::size_t> first_task_;             // by pair, and the end
+  std::vector<std::vector<std::uint32_t>> places_;  // by pair: number of a tile within the pair, by row and column of tiles
+  std::size_t splits_ = 1;
+  std::mutex mutex_;
+
+  Counters now_;
+  std::deque<std::pair<unsigned long long, Counters>> journal_;
+  unsigned long long batch_ = 0;
+  Status seen_;  // as of the last wait
+  Stream stream_ = nullptr;
+  std::unique_ptr<Event> last_;
+
+  volatile unsigned* refused_ = nullptr;  // pinned
+  Status* status_copy_ = nullptr;         // pinned
+  Uploads uploads_;
+  Buffer status_, device_tasks_, shift_, head_, head_roots_, packed_, planes_, halves_, strips_, sums_, parts_;
+  Buffer bad_;  // of the present batch
+  SharedBuffer state_;
+};
+
+}  // namespace streamcca::cuda

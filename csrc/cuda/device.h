@@ -1,0 +1,194 @@
+// The few words in which the kernels differ from standard C++: to nvcc the instructions themselves, to a host compiler (in a build with
+// STREAMCCA_EMULATE_CUDA=ON, for tests) functions of emulator.h that do the same among fibers. Kernels include nothing else of either
+// world.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/rows.h"
+#include "cuda/layout.h"
+#include "cuda/runtime.h"
+
+#ifdef __CUDACC__
+
+#include <cuda_runtime.h>
+
+#define STREAMCCA_KERNEL __global__ __launch_bounds__(256)
+#define STREAMCCA_DEVICE __device__ __forceinline__
+
+namespace streamcca::cuda {
+
+STREAMCCA_DEVICE unsigned thread_index() { return threadIdx.x; }
+STREAMCCA_DEVICE std::size_t block_index() { return blockIdx.x; }
+STREAMCCA_DEVICE std::size_t block_count() { return gridDim.x; }
+STREAMCCA_DEVICE void sync_block() { __syncthreads(); }
+STREAMCCA_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char dynamic_shared[];
+  return dynamic_shared;
+}
+STREAMCCA_DEVICE unsigned ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+STREAMCCA_DEVICE void atomic_max(unsigned* p, unsigned value) { atomicMax(p, value); }
+STREAMCCA_DEVICE void atomic_max(unsigned long long* p, unsigned long long value) { atomicMax(p, value); }
+STREAMCCA_DEVICE void atomic_min(unsigned long long* p, unsigned long long value) { atomicMin(p, value); }
+STREAMCCA_DEVICE void store_for_host(volatile unsigned* p, unsigned value) {
+  *p = value;
+  __threadfence_system();
+}
+
+STREAMCCA_DEVICE float from_half(std::uint16_t h) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(h));
+  return value;
+}
+
+STREAMCCA_DEVICE std::uint16_t to_half(float x) {
+  std::uint16_t half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+  return half;
+}
+
+// cp.async (PTX ISA, "Data Movement and Conversion Instructions: cp.async"): 16 bytes into shared memory, complete after wait_copies.
+STREAMCCA_DEVICE void copy_async(void* shared, const void* global) {
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+STREAMCCA_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+STREAMCCA_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+STREAMCCA_DEVICE void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]) {
+  const auto from = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(from)
+               : "memory");
+}
+
+STREAMCCA_DEVICE void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+STREAMCCA_DEVICE void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+STREAMCCA_DEVICE void multiply_float64(double (&c)[2], double a, double b) {
+  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c[0]), "+d"(c[1]) : "d"(a), "d"(b));
+}
+
+template <class Parameters>
+void launch(void (*kernel)(Parameters), std::size_t blocks, unsigned threads, std::size_t shared, Stream stream,
+            const Parameters& parameters) {
+  if (blocks == 0) return;
+  check_grid(blocks);
+  if (shared > 48 * 1024) {
+    check_result(static_cast<int>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                       static_cast<int>(shared))),
+                 "shared memory of a kernel");
+  }
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(parameters);
+  check_result(static_cast<int>(cudaGetLastError()), "launch of a kernel");
+}
+
+}  // namespace streamcca::cuda
+
+#else
+
+#include "cuda/emulator.h"
+
+#define STREAMCCA_KERNEL
+#define STREAMCCA_DEVICE inline
+
+namespace streamcca::cuda {
+
+inline unsigned thread_index() { return emulated::thread_index(); }
+inline std::size_t block_index() { return emulated::block_index(); }
+inline std::size_t block_count() { return emulated::block_count(); }
+inline void sync_block() { emulated::sync_block(); }
+inline unsigned char* shared_memory() { return emulated::shared_memory(); }
+inline unsigned ballot(bool vote) { return emulated::ballot(vote); }
+template <class T>
+void atomic_max(T* p, T value) {
+  if (*p < value) *p = value;  // fibers are switched at collective operations only
+}
+template <class T>
+void atomic_min(T* p, T value) {
+  if (value < *p) *p = value;
+}
+inline void store_for_host(volatile unsigned* p, unsigned value) { *p = value; }
+inline float from_half(std::uint16_t h) { return emulated::from_half(h); }
+inline std::uint16_t to_half(float x) { return emulated::to_half(x); }
+inline void copy_async(void* shared, const void* global) { emulated::copy_async(shared, global); }
+inline void commit_copies() { emulated::commit_copies(); }
+template <int kPending>
+void wait_copies() {
+  emulated::wait_copies(kPending);
+}
+inline void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]) { emulated::load_matrices_transposed(shared_row, r); }
+inline void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  emulated::multiply_bfloat16(c, a, b0, b1);
+}
+inline void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  emulated::multiply_float16(c, a, b0, b1);
+}
+inline void multiply_float64(double (&c)[2], double a, double b) { emulated::multiply_float64(c, a, b); }
+
+template <class Parameters>
+void launch(void (*kernel)(Parameters), std::size_t blocks, unsigned threads, std::size_t shared, Stream, const Parameters& parameters) {
+  if (blocks == 0) return;
+  check_grid(blocks);
+  emulated::run_grid(blocks, threads, shared, [&] { kernel(parameters); });
+}
+
+}  // namespace streamcca::cuda
+
+#endif
+
+namespace streamcca::cuda {
+
+STREAMCCA_DEVICE std::uint32_t float_bits(float x) {
+  union {
+    float value;
+    std::uint32_t bits;
+  } u{x};
+  return u.bits;
+}
+STREAMCCA_DEVICE float from_float_bits(std::uint32_t bits) {
+  union {
+    std::uint32_t bits;
+    float value;
+  } u{bits};
+  return u.value;
+}
+STREAMCCA_DEVICE float from_bfloat16(std::uint16_t b) { return from_float_bits(static_cast<std::uint32_t>(b) << 16); }
+
+// To nearest, ties to even; NaN stays NaN.
+STREAMCCA_DEVICE std::uint16_t to_bfloat16(float x) {
+  const std::uint32_t bits = float_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+STREAMCCA_DEVICE bool is_void(const Status* status, unsigned long long batch) { return status->refused_batch <= batch; }
+
+// One element of a batch that is not float64, exactly.
+STREAMCCA_DEVICE float element_as_float(const Rows& rows, std::size_t row, std::size_t column) {
+  const unsigned char* p = rows.element(row, column);
+  if (rows.dtype == DType::f16) return from_half(*reinterpret_cast<const std::uint16_t*>(p));
+  if (rows.dtype == DType::bf16) return from_bfloat16(*reinterpret_cast<const std::uint16_t*>(p));
+  return *reinterpret_cast<const float*>(p);
+}
+// Any element, exactly.
+STREAMCCA_DEVICE double element_as_double(const Rows& rows, std::size_t row, std::size_t column) {
+  if (rows.dtype == DType::f64) return *reinterpret_cast<const double*>(rows.element(row, column));
+  return static_cast<double>(element_as_float(rows, row, column));
+}
+
+}  // namespace streamcca::cuda

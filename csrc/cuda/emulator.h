@@ -1,0 +1,32 @@
+// A block of CUDA threads on the CPU, for tests: every thread a fiber with a stack of its own, switched where the threads of a block or of
+// a warp meet. What a kernel computes is what the documentation of the instructions says, written here from the documentation alone; a
+// wrong fragment, a missing barrier or a missing wait in a kernel gives wrong numbers or a message, never speed.
+//
+// Harder than the hardware in places: shared memory starts as NaN; copy_async copies only when it is waited for; warps run in another order
+// after every meeting; the sums of the tensor cores keep no guard bits.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace streamcca::cuda::emulated {
+
+void run_grid(std::size_t blocks, unsigned threads, std::size_t shared, const std::function<void()>& body);
+
+unsigned thread_index();
+std::size_t block_index();
+std::size_t block_count();
+unsigned char* shared_memory();
+void sync_block();
+unsigned ballot(bool vote);
+float from_half(std::uint16_t h);
+std::uint16_t to_half(float x);  // x must be a float16 number
+void copy_async(void* shared, const void* global);
+void commit_copies();
+void wait_copies(int pending);
+void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]);
+void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
+void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
+void multiply_float64(double (&c)[2], double a, double b);
+
+}  // namespace streamcca::cuda::emulated
