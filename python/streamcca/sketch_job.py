@@ -205,7 +205,9 @@ class Job:
                 view.spare, view.cap = before[0], float("inf")
             else:
                 # 16 u: what is left of a row beside the others is noise below that.
-                view.parts, view.spare = wide.orthonormalize([*view.parts, total], 16 * unit), None
+                new = wide.deflate(total, view.parts, 16 * unit)
+                new = wide.orthonormalize([new], 16 * unit)[0] if len(new) else new
+                view.parts, view.spare = wide.orthonormalize([*view.parts, new], unit), None
 
     def _replay(self) -> Moments:
         for view in self.views:
