@@ -20,6 +20,7 @@ from streamcca.errors import (
 )
 from streamcca.passes import PairPasses
 from streamcca.range_finder import RangeFinder
+from streamcca.ritz import PROBES, ritz_of
 from streamcca.sketch import Sketch
 from streamcca.sketch_route import sketch_cost, sketch_svcca
 from streamcca.subspace import Rule
@@ -241,6 +242,39 @@ def test_refused_rows_change_nothing():
         Sketch(3, 1, np.float16)
     with pytest.raises(InputError, match="at least 2"):
         Sketch(3, 1).certificate()
+
+
+@pytest.mark.parametrize("kernels", ["float64 products", "float32 products"])
+def test_rounding_of_rotated_directions_is_counted(kernels, monkeypatch):
+    if kernels == "float32 products":
+        monkeypatch.setattr(wide, "_WIDE", 1)
+        monkeypatch.setattr(wide, "TILE", 1000)
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((60, 6000)).astype(np.float32)
+    factor = rng.standard_normal((20, 60)) / 8
+    out = np.zeros((20, 6000), dtype=np.float32)
+    said = wide.combine(factor, [rows[:25], rows[25:]], out)
+    error = np.linalg.norm(out - factor @ rows.astype(float))
+    assert error <= said <= 5 * error
+
+
+def test_probes_see_what_lies_outside_the_basis():
+    rng = np.random.default_rng(4)
+    d, size = 400, 30
+    directions = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    values = np.concatenate([np.arange(1, 41) ** -0.5, np.full(d - 40, 1e-3)])
+    exact = (directions * values) @ directions.T
+    basis = np.linalg.qr(directions[:, :size] + 0.02 * rng.standard_normal((d, size)))[0]
+    both = np.hstack([basis, rng.integers(0, 2, (d, PROBES)) * 2.0 - 1])
+    side = ritz_of(both.T @ exact @ both, both.T @ both, size, values.sum(), np.inf)
+    np.testing.assert_allclose(side.values, np.linalg.eigvalsh(basis.T @ exact @ basis)[::-1], rtol=1e-10)
+    vectors = basis @ side.to_ritz
+    out = np.eye(d) - basis @ basis.T
+    residuals = np.linalg.norm(out @ exact @ vectors, axis=0)
+    assert 0.7 < np.sqrt(np.square(side.residuals).sum()) / np.linalg.norm(residuals) < 1.4
+    outside = np.linalg.eigvalsh(out @ exact @ out)
+    assert 0.5 < side.rest / (np.square(outside).sum() / outside.sum()) < 2
+    assert ritz_of(both.T @ exact @ both, both.T @ both, size, values.sum(), 1e-4).rest == 1e-4  # what is proved
 
 
 # ---------------------------------------------------------------------- the route
