@@ -238,7 +238,7 @@ def draw_routes(path: Path) -> None:
         "nothing": "#d9d9d9",
     }
     names = list(colors)
-    widths, rows = np.geomspace(1e2, 1e8, 241), np.geomspace(1e2, 1e10, 321)
+    widths, rows = np.geomspace(1e2, 1e7, 61), np.geomspace(1e2, 1e10, 81)
     found = np.array([[names.index(_way(int(d), int(n))) for d in widths] for n in rows])
     figure = Figure(figsize=(7, 5), layout="constrained")
     ax = figure.subplots()

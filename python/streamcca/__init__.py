@@ -45,6 +45,7 @@ from streamcca.qr import QRMoments
 from streamcca.results import CCAResult, LayerComparison, Truncation
 from streamcca.scores import SubspaceScores, subspace_scores
 from streamcca.significance import null_edges, null_mean
+from streamcca.sketch import Sketch
 from streamcca.subspace import Rule, Subspace, truncate
 from streamcca.watch import Watch, watch
 
@@ -53,6 +54,7 @@ __all__ = [
     # data in
     "Moments",
     "QRMoments",
+    "Sketch",
     "watch",
     "Watch",
     "Dynamics",

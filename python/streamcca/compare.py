@@ -210,7 +210,7 @@ def compare(  # type: ignore[misc]
     )
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
     ridge = checked_ridge(ridge)
-    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads}
+    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads, "device": "cpu"}
     bounds = {"strategy": strategy, "memory": memory, "folder": folder}
     return _two_models(sweep, rule, options, pairing | {"ridge": ridge}, bounds, progress)
 

@@ -136,7 +136,7 @@ def _settled(moments: Moments) -> dict[str, Any]:
     # and accounts for their rounding, all in the products of the part.
     other = "float32" if moments._core.products == "float64" else "float64"
     core = Accumulator(list(moments.views), widths, pairs, other, moments._nonfinite, moments._threads or 0)
-    core.merge(moments._core)
+    core.merge(moments._cpu_core())
     state = core.save()
     if not state["rows"]:
         for key in ("shift", "sums", "squares"):

@@ -14,6 +14,8 @@ import numpy as np
 
 from streamcca import _backend
 from streamcca.cca import cca
+from streamcca.devices import checked_device
+from streamcca.errors import DeviceError
 from streamcca.moments import Moments
 
 _PACKAGES = (
@@ -100,15 +102,20 @@ def report(check: bool = True) -> dict[str, Any]:
         },
         "threads": {"openmp": _backend.openmp_threads(), "cores": os.cpu_count()},
         "blas": _blas(),
-        "cuda": {
-            "kernels": False,
-            "note": "this build has no CUDA kernels; rows on a GPU need .cpu() or device='cpu'",
-        },
+        "cuda": _cuda(),
         "block_rows": _backend.BLOCK_ROWS,
     }
     if check:
         result["self_check"] = self_check()
     return result
+
+
+def _cuda() -> dict[str, Any]:
+    try:
+        checked_device("cuda")
+    except DeviceError as error:
+        return {"kernels": False, "note": str(error)}
+    return {"kernels": True, "note": "kernels and a device are there (untried: docs/cuda.md)"}
 
 
 def format_report(result: dict[str, Any]) -> str:

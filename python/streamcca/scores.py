@@ -292,7 +292,9 @@ def subspace_scores(
     sweep = Sweep({"": tap}, {"": loader}, rows=rows, forward=forward, progress=progress)
     check_repeatable(sweep)
     sweep.remember()
-    moments = first_pass(sweep, {"precision": precision, "threads": threads, "pairs": "self"}, f"{name}: moments")
+    moments = first_pass(
+        sweep, {"precision": precision, "threads": threads, "pairs": "self", "device": "cpu"}, f"{name}: moments"
+    )
     sweep.report_silent()
     truncated = {view: truncate_view(moments, view, rule, rule.x, ridge) for view in moments.views}
     means = {view: moments.mean(view) for view in truncated}

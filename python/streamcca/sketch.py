@@ -15,8 +15,7 @@ from streamcca.errors import InputError, StateFileError
 from streamcca.passes import bits_of
 from streamcca.wide import AnyArray
 
-FORMAT = "streamcca.sketch"
-store._WRITERS.setdefault(FORMAT, "Sketch.save")
+FORMAT = store.SKETCH_FORMAT
 _SCALARS = ("n", "_shrunk", "_rounding", "_length", "_filled", "_pending")
 
 

@@ -16,8 +16,7 @@ from streamcca.errors import ReplayError
 from streamcca.moments import Moments
 from streamcca.wide import AnyArray
 
-FORMAT = "streamcca.sketch-job"
-store._WRITERS.setdefault(FORMAT, "sketch_svcca(checkpoint=)")
+FORMAT = store.SKETCH_JOB_FORMAT
 _COLUMNS_LOOKED_AT = 256
 _SAME = 1e-5  # as in sweep: noise of a nondeterministic kernel is far below, other rows far above
 _CHANGED = "it must give the same rows each time"

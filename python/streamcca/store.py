@@ -21,7 +21,15 @@ SCORES_FORMAT = "streamcca.scores"
 QR_FORMAT = "streamcca.qr"
 FORMAT_VERSION = 1
 QR_FORMAT_VERSION = 1
-_WRITERS = {FORMAT: "Moments.save", SCORES_FORMAT: "SubspaceScores.save", QR_FORMAT: "QRMoments.save"}
+SKETCH_FORMAT = "streamcca.sketch"
+SKETCH_JOB_FORMAT = "streamcca.sketch-job"
+_WRITERS = {
+    FORMAT: "Moments.save",
+    SCORES_FORMAT: "SubspaceScores.save",
+    QR_FORMAT: "QRMoments.save",
+    SKETCH_FORMAT: "Sketch.save",
+    SKETCH_JOB_FORMAT: "a sketch with a folder=",
+}
 _CORE_LISTS = ("shift", "sums", "squares", "pending", "moments")
 
 

@@ -38,13 +38,13 @@ def excerpts(got: str, expected: str, most: int = 120) -> tuple[str, str]:
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a device that this build has no kernels for."""
+    """Refuse to count what is watched anywhere but on the CPU."""
     if device in (None, "cpu"):
         return
     if str(device).startswith("cuda"):
         raise DeviceError(
-            f"device: got {device!r}, but this build of streamcca has no CUDA kernels; use device='cpu' and "
-            "move rows there with .cpu()"
+            f"device: got {device!r}, but what is watched is counted on the CPU; use device='cpu', which copies rows "
+            "that are elsewhere, or give them to Moments(device='cuda') yourself"
         )
     raise InputError(f"device: got {device!r}, expected None or 'cpu'")
 

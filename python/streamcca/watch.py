@@ -292,5 +292,11 @@ def watch(
     >>> w.counts
     {'0': 48, '2': 48}
     """
-    options = {"pairs": pairs, "precision": precision, "nonfinite": nonfinite, "threads": threads}
+    options = {
+        "pairs": pairs,
+        "precision": precision,
+        "nonfinite": nonfinite,
+        "threads": threads,
+        "device": "cpu",
+    }
     return Watch(model, layers, rows, mask, call_index, resize, resize_by, device, options)
