@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cases, files, hooks, identification, machine, report
+from benchmarks import accuracy, cases, files, hooks, identification, machine, report, wide
 
 
 def _count(text: str) -> int:
@@ -20,12 +20,14 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
-    known = ("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "readme")
+    known = ("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide", "readme")
     parser.add_argument("which", nargs="+", choices=known, metavar="WHICH", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
     parser.add_argument("--rounds", type=_count, help="rounds of a race (odd is best; 9, quick 3, files 3)")
     parser.add_argument("--only", default="", help="only the cases whose name has this in it, such as '2048 float32'")
-    parser.add_argument("--folder", type=Path, help="where to keep the rows meanwhile (16 GiB for 'files')")
+    parser.add_argument(
+        "--folder", type=Path, help="where to keep the rows meanwhile (16 GiB for 'files', 30 for 'wide')"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all times to FILE")
     return parser
 
@@ -50,6 +52,11 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
         size = {"nets": 2, "depth": 3, "epochs": 1} if args.quick else {}
         results = identification.run_identification(**size)
         print("\n".join(report.identification_markdown([{"benchmark": which, **r} for r in results])), flush=True)
+        return results
+    if which == "wide":
+        sizes = [{"rows": 300, "width": 5000}, {"rows": 200_000}] if args.quick else [{}, {}]
+        results = [wide.run_wide(folder=folder, **sizes[0]), wide.run_long(**sizes[1])]
+        print("\n".join(map(wide.format_wide, results)), flush=True)
         return results
     chosen = [case for case in cases.cases(which, args.quick) if args.only in case.name]
     if not chosen:

@@ -17,6 +17,9 @@ import numpy as np
 
 import streamcca as sc
 from streamcca import distributed
+from streamcca.passes import PairPasses
+from streamcca.sketch_route import sketch_svcca
+from streamcca.subspace import Rule
 
 SIZE = 4
 VIEWS = {"x": 20, "y": 9}
@@ -201,6 +204,26 @@ def going_on(rank):
 
 
 # ---------------------------------------------------------------------- refusals
+
+
+SKETCHED = Rule("rank", 5, 5)
+
+
+def sketched_rows():
+    rng = np.random.default_rng(11)
+    latent = rng.standard_normal((800, 30)) / np.arange(1, 31)
+    return [latent @ rng.standard_normal((30, width)) + rng.standard_normal(width) for width in (90, 70)]
+
+
+def sketched(x, y, **options):
+    quiet = {"precision": "float64", "progress": False, "allow_inaccurate": True}
+    return sketch_svcca(PairPasses((x, y)), SKETCHED, range_finder=True, power=1, **quiet, **options)[0]
+
+
+@scenario
+def range_finder(rank):
+    own = slice(*[(0, 100, 350, 500, 800)[rank + i] for i in (0, 1)])
+    return sketched(*(view[own] for view in sketched_rows()), ranks=distributed.JobRanks()).correlations
 
 
 @scenario

@@ -298,3 +298,10 @@ def test_the_example_of_the_docs_under_torchrun(tmp_path, capsys):
     )
     assert n == all_rows == "10000"
     assert abs(float(one) - float(two)) <= float(bound) + float(its_bound)
+
+
+def test_a_range_finder_of_rows_on_all_ranks(results):
+    whole = ranks.sketched(*ranks.sketched_rows())
+    for correlations in results["range_finder"]:
+        np.testing.assert_allclose(correlations, whole.correlations, atol=1e-9)
+        np.testing.assert_array_equal(correlations, results["range_finder"][0])

@@ -101,6 +101,41 @@ def all_reduce(moments: Moments, group: Any = None) -> None:
     moments._ids_checksum = {}
 
 
+class JobRanks:
+    """The ranks of a job, for a sketch of rows that are spread over them: its sums are added up, never gathered.
+
+    Parameters
+    ----------
+    group : torch.distributed.ProcessGroup, optional
+        The processes that take part; by default all of the job.
+
+    Examples
+    --------
+    In a script that is started by torchrun, on every rank with rows of its own::
+
+        from streamcca.sketch_route import sketch_svcca
+
+        rule = Rule("rank", 20, 20)
+        result, notes = sketch_svcca(PairPasses((x, y)), rule, range_finder=True, power=1, ranks=JobRanks())
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self._ranks = _Ranks(group)
+        self._group = group
+
+    def sum(self, array: FloatArray) -> FloatArray:
+        """Return the sum of an array over all ranks."""
+        total = np.array(array, dtype=np.float64)
+        self._ranks.reduce([total.reshape(-1)], "SUM")
+        return total
+
+    def moments(self, moments: Moments) -> Moments:
+        """Return the moments of the rows of all ranks."""
+        total = moments.copy()
+        all_reduce(total, self._group)
+        return total
+
+
 # ---------------------------------------------------------------------- the part of one rank
 
 
