@@ -125,7 +125,7 @@ def test_memory_decides():
         sc.compare(a, b, data, memory=between, measure="pwcca")
     # What needs no neurons goes by n x n matrices then.
     with pytest.warns(sc.StreamCCAWarning):
-        assert sc.compare(a, b, data, memory=between, measure="cca").strategy == "gram"
+        assert sc.compare(a, b, data, memory=routes["gram"].memory, measure="cca").strategy == "gram"
     noise = list(torch.randn(2000, 700).split(500))
     a, b = nn.Sequential(nn.Identity(), nn.Identity()), nn.Sequential(nn.Identity(), nn.Identity())
     shapes = {f"{m}:{k}": 700 for m in "ab" for k in "01"}
