@@ -122,7 +122,9 @@ def state_of(
     if data and isinstance(data[0], State):
         return _check_state(data, strategy, folder, ways)
     ways = tuple(way for way in ways if way != "gram" or not gram_refusal)
-    data, way = _choose(ways, data, rule, strategy, accumulate["progress"])
+    way = strategy
+    if way == "auto":
+        data, way = _choose(ways, data, rule, strategy, accumulate["progress"])
     if way == "gram":
         how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
         return gram(*data, folder=folder, **how), "x", "y"
