@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -138,7 +139,19 @@ def _bars(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return bars
 
 
-def run_long(rows: int = 50_000_000, width: int = 64, batch: int = 1 << 16) -> dict[str, Any]:
+def run_long(rows: int = 50_000_000, width: int = 64, batch: int = 1 << 18) -> dict[str, Any]:
+    """Run `_long` in a process whose BLAS, which makes and checks the rows, has one thread.
+
+    Its threads would spin for 0.1 s after each product and keep a core from the kernels: 29 instead of 87 %.
+    """
+    command = [sys.executable, "-m", "benchmarks.wide", "long", str(rows), str(width), str(batch)]
+    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=alone)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _long(rows: int, width: int, batch: int) -> dict[str, Any]:
     """Stream rows made on the fly, against the speed on rows in memory; check against float64 sums of the same rows."""
     import streamcca as sc
     from streamcca._memory import peak_resident, reset_peak
@@ -219,4 +232,7 @@ def format_wide(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_route(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
+    if sys.argv[1] == "long":
+        print(json.dumps(_long(*map(int, sys.argv[2:]))))
+    else:
+        print(json.dumps(_route(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
