@@ -43,6 +43,18 @@ def test_quick_run(which, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 
+@pytest.mark.slow
+def test_quick_run_of_wide_layers(tmp_path):
+    done = run("wide", "--quick", "--json", tmp_path / "out.json", "--folder", tmp_path)
+    assert done.returncode == 0, done.stderr
+    wide, long = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [route["strategy"] for route in wide["routes"]] == ["gram", "sketch"]
+    # The routes differ in nearly everything, and agree; the sums are those of float64.
+    assert all(bar["reached"] for bar in wide["bars"])
+    assert long["largest_error"] < 1e-6
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
+
+
 def test_a_wrong_answer_is_not_timed(benchmarks, tmp_path, monkeypatch):
     from benchmarks import covariance, jobs
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +172,12 @@ def test_results_are_plain():
     r = sc.cka(x, y)
     assert repr(r).startswith(f"cka {r.mean:.6f} +- ")
     assert set(r.to_dict()) >= {"measure", "mean", "error_bound", "null_mean", "n", "strategy"}
+
+
+def test_debiased_cka_of_wide_arrays_finds_its_way(monkeypatch):
+    """The route is chosen before arrays become batches, whose number of rows nobody knows."""
+    x, y = related(rows=60, widths=(3000, 2000))
+    monkeypatch.setattr(sys.modules[sc.plan.__module__], "available_memory", lambda: (64 << 20, "free memory"))
+    r = sc.cka(x, y, debiased=True)
+    assert r.strategy == "gram"
+    assert r.mean == pytest.approx(debiased(x, y), abs=1e-9)

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from reference import correlations, covariance, kept_rank
 
 from streamcca import range_finder, wide
@@ -211,7 +212,6 @@ def test_basis_is_orthonormal_and_holds_the_leading_directions():
 def test_every_type_of_rows(dtype):
     x = spectrum_rows(100, 20, 15, 0.5)[0]
     if dtype == "bfloat16":
-        torch = pytest.importorskip("torch")
         rows = torch.from_numpy(x).bfloat16()
         x = rows.float().numpy()
     else:

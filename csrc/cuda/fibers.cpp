@@ -9,6 +9,13 @@ namespace {
 thread_local Fiber* entered = nullptr;
 thread_local void (*entry)() = nullptr;
 
+void begin() {
+  void (*function)() = entry;
+  function();
+  entered->leave();
+  std::abort();
+}
+
 }  // namespace
 
 #ifdef __x86_64__
@@ -38,17 +45,6 @@ streamcca_switch_stacks:
   ret
 )");
 
-namespace {
-
-void begin() {
-  void (*function)() = entry;
-  function();
-  entered->leave();
-  std::abort();
-}
-
-}  // namespace
-
 void Fiber::start(void (*function)()) {
   if (!stack_) stack_ = std::make_unique<unsigned char[]>(kStackBytes);
   entry = function;
@@ -70,17 +66,6 @@ void Fiber::enter() {
 void Fiber::leave() { streamcca_switch_stacks(&inside_, outside_); }
 
 #else
-
-namespace {
-
-void begin() {
-  void (*function)() = entry;
-  function();
-  entered->leave();
-  std::abort();
-}
-
-}  // namespace
 
 void Fiber::start(void (*function)()) {
   if (!stack_) stack_ = std::make_unique<unsigned char[]>(kStackBytes);

@@ -85,6 +85,7 @@ def correlate_scores(
         measure=measure,
         allow_underdetermined=allow_underdetermined,
         allow_inaccurate=allow_inaccurate,
+        remedy="truncate more, or use precision='float64'",
     )
     return replace(result, width_x=x.width, width_y=y.width, strategy="gram"), notes
 

@@ -17,7 +17,7 @@ from streamcca.pairing import Progress
 from streamcca.passes import PairPasses
 from streamcca.plan import Strategy
 from streamcca.qr import QRMoments
-from streamcca.routes import WITHOUT_CORRELATIONS, state_of
+from streamcca.routes import WITHOUT_CORRELATIONS, choose, collect
 from streamcca.row_sums import RowSums
 
 # Standard deviations of rounding that a bound covers, as for correlations.
@@ -133,11 +133,12 @@ def cka(
     if nonfinite != "raise":
         raise InputError(f"nonfinite: got {nonfinite!r}, expected 'raise'; leave rows with NaN out before")
     accumulate = {"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress}
+    data, way = choose(data, WITHOUT_CORRELATIONS, strategy, rule=None, progress=progress)
     sums: RowSums | None = None
-    if debiased and not (data and isinstance(data[0], Moments | Gram)) and strategy != "gram":
+    if debiased and way == "covariance" and not isinstance(data[0], Moments):
         sums = RowSums()
         data = _watched(data, sums)
-    state, a, b = state_of(data, None, strategy, folder, accumulate, ways=WITHOUT_CORRELATIONS)
+    state, a, b = collect(data, way, folder, accumulate)
     assert not isinstance(state, QRMoments)  # noqa: S101 - none of these ways
     if isinstance(state, Gram):
         return _cka_of_grams(state, a, b, debiased)
@@ -195,8 +196,9 @@ def procrustes(
     1.0
     """
     accumulate = {"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress}
-    refusal = "" if nonfinite == "raise" else "nonfinite: strategy='gram' takes 'raise' only"
-    state, a, b = state_of(data, None, strategy, folder, accumulate, refusal, WITHOUT_CORRELATIONS)
+    refusals = {"gram": "" if nonfinite == "raise" else "nonfinite: strategy='gram' takes 'raise' only"}
+    data, way = choose(data, WITHOUT_CORRELATIONS, strategy, rule=None, progress=progress, refusals=refusals)
+    state, a, b = collect(data, way, folder, accumulate)
     assert not isinstance(state, QRMoments)  # noqa: S101 - none of these ways
     if isinstance(state, Gram):
         return _procrustes_of_grams(state, a, b)
@@ -288,13 +290,14 @@ def _debiased_of_moments(m: Moments, a: str, b: str, sums: RowSums) -> Similarit
     n = m.rows
     if n < 4:
         raise InputError(f"debiased: got {n} rows, expected at least 4")
-    x, y = sums.views(m.mean(a), m.mean(b), n)
+    means = (m.mean(a), m.mean(b))
+    x, y = sums.offsets(means)
     about = {
-        (0, 0): m._covariance(a, a, ddof=0)[0] * n + n * np.outer(x.offset, x.offset),
-        (1, 1): m._covariance(b, b, ddof=0)[0] * n + n * np.outer(y.offset, y.offset),
-        (0, 1): m.covariance(a, b, ddof=0) * n + n * np.outer(x.offset, y.offset),
+        (0, 0): m._covariance(a, a, ddof=0)[0] * n + n * np.outer(x, x),
+        (1, 1): m._covariance(b, b, ddof=0)[0] * n + n * np.outer(y, y),
+        (0, 1): m.covariance(a, b, ddof=0) * n + n * np.outer(x, y),
     }
-    hsic = {pair: sums.hsic(about[pair], *pair, n) for pair in about}
+    hsic = {pair: sums.hsic(about[pair], means, *pair, n) for pair in about}
     for i, view in ((0, a), (1, b)):
         _check_debiased(hsic[i, i] * n * (n - 3), about[i, i], view, n)
     size = np.sqrt(hsic[0, 0] * hsic[1, 1])

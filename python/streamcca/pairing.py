@@ -24,8 +24,10 @@ VARIANCE_99 = Rule("variance", 0.99, 0.99)
 
 WARN_ABOVE = 1e-6
 REFUSE_ABOVE = 1e-2
-_REMEDY = "truncate more, add a ridge, accumulate with precision='float64', or give the rows with strategy='qr'"
-_LAST_REMEDY = "truncate more"
+REMEDY = (
+    "truncate more, add a ridge, accumulate with precision='float64', or give the rows "
+    "to svcca or cca with strategy='qr'"
+)
 
 
 def correlate(
@@ -67,11 +69,11 @@ def result_of(
     ridge: float = 0.0,
     allow_underdetermined: bool = False,
     allow_inaccurate: bool = False,
-    finest: bool = False,
+    remedy: str = REMEDY,
 ) -> tuple[CCAResult, list[StreamCCAWarning]]:
     """Turn the numbers of `_backend.compare`, however they came about, into a result, and warn of what limits them.
 
-    `finest`: no other route or precision would have more digits.
+    `remedy` names what would give more digits.
     """
     kx, ky, n = x.native.rank, y.native.rank, x.rows
     notes = _check_rows(x, y, allow_underdetermined)
@@ -79,7 +81,7 @@ def result_of(
     uncertain = x.uncertain_ranks + y.uncertain_ranks
     rounding, shares = numbers["mean_error_bound"], numbers["shares_error_bound"]
     bound = min(1.0, rounding + shares + uncertain * float(numbers["shares"].max()))
-    notes += _check_accuracy(x, y, rounding, bound, allow_inaccurate, finest)
+    notes += _check_accuracy(x, y, rounding, bound, allow_inaccurate, remedy)
     if shares > WARN_ABOVE:
         notes.append(
             AccuracyWarning(
@@ -141,14 +143,14 @@ def _check_rows(x: Truncated, y: Truncated, allow_underdetermined: bool) -> list
 
 
 def _check_accuracy(
-    x: Truncated, y: Truncated, rounding: float, bound: float, allow_inaccurate: bool, finest: bool
+    x: Truncated, y: Truncated, rounding: float, bound: float, allow_inaccurate: bool, remedy: str
 ) -> list[StreamCCAWarning]:
     """Refuse or note what limits the digits: rounding, an unresolved cut, directions below rounding."""
     # A threshold that falls between two ranks can be moved; that directions drown in rounding is the data's doing
     # (neurons that depend on each other exactly look the same), so it is said and bounded, but not refused.
     cut = [side for side in (x, y) if side.uncertain_ranks and not side.rule.keeps_all]
     drowned = [side for side in (x, y) if side.uncertain_ranks and side.rule.keeps_all]
-    amount, remedy = bound if cut else rounding, _LAST_REMEDY if finest else _REMEDY
+    amount = bound if cut else rounding
     if amount > REFUSE_ABOVE and not allow_inaccurate:
         raise AccuracyError(
             f"views {x.view!r} and {y.view!r}: rounding may have moved the mean by {amount:.1e}, more than "
@@ -161,7 +163,7 @@ def _check_accuracy(
     ]
     if rounding > WARN_ABOVE:
         notes.append(AccuracyWarning(f"rounding may have moved the mean by up to {rounding:.1e}; {remedy}"))
-    notes += [AccuracyWarning(why_uncertain(side, finest)) for side in cut + drowned]
+    notes += [AccuracyWarning(why_uncertain(side)) for side in cut + drowned]
     return notes
 
 

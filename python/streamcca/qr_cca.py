@@ -112,7 +112,7 @@ def qr_compare(
         side=side,
         allow_underdetermined=allow_underdetermined,
         allow_inaccurate=allow_inaccurate,
-        finest=True,
+        remedy="truncate more",
     )
     return replace(result, strategy="qr"), notes
 

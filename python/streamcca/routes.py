@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.gram import Gram, gram
@@ -24,7 +24,6 @@ from streamcca.subspace import Rule, truncate_view
 from streamcca.views import check_option
 
 Outcome = tuple[CCAResult, list[StreamCCAWarning]]
-_STATES: tuple[Way, ...] = ("covariance", "gram", "qr")
 _WAYS: tuple[Way, ...] = ("covariance", "gram", "sketch", "qr")
 # What other measures than those of canonical correlations can be formed from.
 WITHOUT_CORRELATIONS: tuple[Way, ...] = ("covariance", "gram")
@@ -46,20 +45,16 @@ def route(
 
     `accumulate` are the options of `moments_of`, `sketching` those of a sketch; `options` what `correlate` takes.
     """
-    check_option("strategy", strategy, ("auto", *_WAYS))
+    nonfinite = accumulate.get("nonfinite", "raise")
     refusals = {
-        "gram": gram_refuses(options["measure"], options["ridge"], accumulate.get("nonfinite", "raise")),
-        "sketch": sketch_refuses(rule, options["measure"], options["ridge"], accumulate.get("nonfinite", "raise")),
+        "gram": gram_refuses(options["measure"], options["ridge"], nonfinite),
+        "sketch": sketch_refuses(rule, options["measure"], options["ridge"], nonfinite),
     }
-    if refusals.get(strategy):
-        raise InputError(refusals[strategy])
-    if not (data and isinstance(data[0], State)):
-        ways = tuple(way for way in _WAYS if not refusals.get(way))
-        data, strategy = _choose(ways, data, rule, strategy, accumulate["progress"])
-    if strategy == "sketch":
+    data, way = choose(data, _WAYS, strategy, rule=rule, progress=accumulate["progress"], refusals=refusals)
+    if way == "sketch":
         return _by_sketch(data, rule, folder, accumulate, sketching or {}, options)
     _refuse_sketching(sketching)
-    state, a, b = state_of(data, rule, strategy, folder, accumulate, refusals["gram"])
+    state, a, b = collect(data, way, folder, accumulate)
     if isinstance(state, Gram):
         spaces = [truncate_gram(state.view(v), v, rule, value) for v, value in ((a, rule.x), (b, rule.y))]
         return correlate_scores(spaces[0], spaces[1], **options)
@@ -102,54 +97,55 @@ def _refuse_sketching(sketching: dict[str, Any] | None) -> None:
             raise InputError(f"{name}: got {value!r}, which only strategy='sketch' knows; leave it out")
 
 
-def state_of(
+def choose(
     data: tuple[Any, ...],
-    rule: Rule | None,
+    ways: tuple[Way, ...],
     strategy: Strategy,
-    folder: Any,
-    accumulate: dict[str, Any],
-    gram_refusal: str = "",
-    ways: tuple[Way, ...] = _STATES,
-) -> tuple[State, str, str]:
-    """Return what a route keeps of two views, and their names.
+    *,
+    rule: Rule | None,
+    progress: Any,
+    refusals: Mapping[str, str] | None = None,
+) -> tuple[tuple[Any, ...], Way]:
+    """Return the data, an iterator put together again, and the route to take.
 
-    `rule` says how much of each view will be kept, if anything is to be truncated; `gram_refusal`, why n x n matrices
-    would not do; `ways`, which routes the caller can take.
+    `ways` are the routes that the caller can take, `refusals` says why some of them would not do this time; `rule` how
+    much of each view will be kept, if anything is to be truncated.
     """
     check_option("strategy", strategy, ("auto", *ways))
-    if gram_refusal and (strategy == "gram" or (data and isinstance(data[0], Gram))):
-        raise InputError(gram_refusal)
-    if data and isinstance(data[0], State):
-        return _check_state(data, strategy, folder, ways)
-    ways = tuple(way for way in ways if way != "gram" or not gram_refusal)
-    way = strategy
-    if way == "auto":
-        data, way = _choose(ways, data, rule, strategy, accumulate["progress"])
-    if way == "gram":
-        how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
-        return gram(*data, folder=folder, **how), "x", "y"
-    _refuse_folder(folder)
-    if way == "qr":
-        return qr_moments_of(data, nonfinite=accumulate["nonfinite"], progress=accumulate["progress"])
-    return moments_of(data, **accumulate)
+    refusals = refusals or {}
+    counted = bool(data) and isinstance(data[0], State)
+    if counted:
+        strategy = _own_way(data[0], strategy, ways)
+    if refusals.get(strategy):
+        raise InputError(refusals[strategy])
+    if counted:
+        return data, cast(Way, strategy)
+    return _choose(tuple(way for way in ways if not refusals.get(way)), data, rule, strategy, progress)
 
 
-def _check_state(
-    data: tuple[Any, ...], strategy: Strategy, folder: Any, ways: tuple[Way, ...]
-) -> tuple[State, str, str]:
-    """Take views whose rows are all counted: no route is left to choose."""
-    kind = type(data[0])
-    own: Way = "gram" if kind is Gram else "qr" if kind is QRMoments else "covariance"
+def _own_way(state: State, strategy: Strategy, ways: tuple[Way, ...]) -> Way:
+    """Return the route of views whose rows are all counted: none is left to choose."""
+    own: Way = "gram" if isinstance(state, Gram) else "qr" if isinstance(state, QRMoments) else "covariance"
     if strategy not in ("auto", own) or own not in ways:
         raise InputError(
-            f"strategy: got {strategy!r} with {kind.__name__}, which are of strategy {own!r}; give the rows themselves"
-            + ("" if own not in ways else ", or leave strategy= out")
+            f"strategy: got {strategy!r} with {type(state).__name__}, which are of strategy {own!r}; give the rows "
+            "themselves" + ("" if own not in ways else ", or leave strategy= out")
         )
-    _refuse_folder(folder)
-    if own == "covariance":
-        return moments_of(data)
-    if own == "qr":
-        return qr_moments_of(data)
+    return own
+
+
+def collect(data: tuple[Any, ...], way: Way, folder: Any, accumulate: dict[str, Any]) -> tuple[State, str, str]:
+    """Return what a route, but for a sketch, keeps of two views, and their names."""
+    counted = bool(data) and isinstance(data[0], State)
+    if counted or way != "gram":
+        _refuse_folder(folder)
+    if way == "covariance":
+        return moments_of(data, **accumulate)
+    if way == "qr":
+        return qr_moments_of(data, nonfinite=accumulate["nonfinite"], progress=accumulate["progress"])
+    if not counted:
+        how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
+        return gram(*data, folder=folder, **how), "x", "y"
     names = data[1:] or tuple(data[0].views)
     if len(names) != 2:
         raise InputError(f"name two of the views {', '.join(map(repr, data[0].views))}: measure(gram, 'x', 'y')")
@@ -164,7 +160,6 @@ def _refuse_folder(folder: Any) -> None:
 def _choose(
     ways: tuple[Way, ...], data: tuple[Any, ...], rule: Rule | None, strategy: Strategy, progress: Any
 ) -> tuple[tuple[Any, ...], Way]:
-    """Return the data, an iterator put together again, and the route to take."""
     rows, widths, itemsize, data = _shapes(data)
     if max(widths) <= _SURELY_FITS and strategy in ("auto", "covariance"):
         return data, "covariance"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,6 @@ from streamcca.passes import bits_of, widened
 
 # Rows are widened to float64, this many bytes of them at a time.
 _CHUNK_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class ShiftedView:
-    """Mean of one view relative to the constant row that was taken from all others."""
-
-    offset: FloatArray
 
 
 class RowSums:
@@ -57,19 +49,18 @@ class RowSums:
                 for total, lengths in zip(sums, squares, strict=True):
                     total += lengths @ view
 
-    def views(self, mean_x: FloatArray, mean_y: FloatArray, rows: int) -> tuple[ShiftedView, ShiftedView]:
-        """Take the means of all rows; return them relative to the shifts."""
-        self._sums = [rows * (mean - shift) for mean, shift in zip((mean_x, mean_y), self._shifts, strict=True)]
-        x, y = (ShiftedView(total / rows) for total in self._sums)
-        return x, y
+    def offsets(self, means: tuple[FloatArray, FloatArray]) -> list[FloatArray]:
+        """Return the means of all rows relative to the shifts."""
+        return [mean - shift for mean, shift in zip(means, self._shifts, strict=True)]
 
-    def hsic(self, products: FloatArray, i: int, j: int, n: int) -> float:
-        """Return Song's unbiased HSIC of views i and j; `products` is their X'Y about the shifts.
+    def hsic(self, products: FloatArray, means: tuple[FloatArray, FloatArray], i: int, j: int, n: int) -> float:
+        """Return Song's unbiased HSIC of views i and j of n rows; `products` is their X'Y about the shifts.
 
         With K = XX' and L = YY', zeros on their diagonals: tr(KL) = |X'Y|^2 - sum a_i b_i, 1'K1 = |s|^2 - sum a_i and
         1'KL1 = s'X'Y t - s' sum x_i b_i - t' sum y_i a_i + sum a_i b_i.
         """
-        s, t, both = self._sums[i], self._sums[j], self._products[i, j]
+        offsets = self.offsets(means)
+        s, t, both = n * offsets[i], n * offsets[j], self._products[i, j]
         trace = float(np.vdot(products, products)) - both
         ones = (s @ s - self._lengths[i]) * (t @ t - self._lengths[j])
         mixed = s @ products @ t - s @ self._weighted[i][j] - t @ self._weighted[j][i] + both

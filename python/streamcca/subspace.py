@@ -161,9 +161,9 @@ def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: 
     return Truncated(view, rule, native, moments.n, moments.rows, moments.precision)
 
 
-def why_uncertain(side: Truncated, finest: bool = False) -> str:
+def why_uncertain(side: Truncated) -> str:
     """Say why rounding leaves other ranks possible: the threshold lies there, or directions drown in it."""
-    finer = "" if finest else ", or use precision='float64'"
+    finer = "" if side.precision.startswith("float64") else ", or use precision='float64'"
     if side.rule.keeps_all:
         return (
             f"view {side.view!r}: numerical rank {side.native.numerical_rank} of at most {side.possible_rank}; "
