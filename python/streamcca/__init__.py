@@ -38,13 +38,16 @@ from streamcca.errors import (
 from streamcca.fourier import FourierResult, svcca_fourier
 from streamcca.gram import Gram, gram
 from streamcca.many import ModelComparison
-from streamcca.measures import SimilarityResult, cka, procrustes
+from streamcca.measures import cka, linear_regression, procrustes
 from streamcca.moments import Moments
 from streamcca.plan import Plan, plan
 from streamcca.qr import QRMoments
 from streamcca.results import CCAResult, LayerComparison, Truncation
 from streamcca.scores import SubspaceScores, subspace_scores
 from streamcca.significance import null_edges, null_mean
+from streamcca.similarity.declare import MEASURES
+from streamcca.similarity.named import Similarities, similarities, similarity
+from streamcca.similarity.result import SimilarityResult
 from streamcca.sketch import Sketch
 from streamcca.subspace import Rule, Subspace, truncate
 from streamcca.watch import Watch, watch
@@ -69,6 +72,10 @@ __all__ = [
     "svcca_fourier",
     "cka",
     "procrustes",
+    "linear_regression",
+    "similarity",
+    "similarities",
+    "MEASURES",
     "compare",
     "subspace_scores",
     "Gram",
@@ -80,6 +87,7 @@ __all__ = [
     # results
     "CCAResult",
     "SimilarityResult",
+    "Similarities",
     "LayerComparison",
     "ModelComparison",
     "SubspaceScores",

@@ -49,7 +49,7 @@ def truncate_gram(view: ViewGram, name: str, rule: Rule, value: float) -> ScoreS
     state = native.save()
     unit = state["unit"] ** 2
     return ScoreSpace(
-        Truncated(name, rule, native, n, n, view.precision),
+        Truncated(name, rule, native, n, n, view.precision, view.width),
         view.width,
         native.vectors,
         native.eigenvalues,

@@ -161,7 +161,7 @@ def _choose(
     ways: tuple[Way, ...], data: tuple[Any, ...], rule: Rule | None, strategy: Strategy, progress: Any
 ) -> tuple[tuple[Any, ...], Way]:
     rows, widths, itemsize, data = _shapes(data)
-    if max(widths) <= _SURELY_FITS and strategy in ("auto", "covariance"):
+    if "covariance" in ways and max(widths) <= _SURELY_FITS and strategy in ("auto", "covariance"):
         return data, "covariance"
     if rows is None and strategy == "gram":
         return data, "gram"  # which checks when the rows are counted

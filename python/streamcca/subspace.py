@@ -131,6 +131,8 @@ class Truncated:
     n: int | float
     rows: int
     precision: str
+    # Directions that there can be at most, where the matrix that was truncated does not say: a Gram matrix has rows.
+    most: int | None = None
 
     @property
     def constant_neurons(self) -> int:
@@ -140,7 +142,8 @@ class Truncated:
     @property
     def possible_rank(self) -> int:
         """Highest rank that these rows can have: neurons that vary, rows less one."""
-        return min(self.native.live, self.rows - 1)
+        possible = min(self.native.live, self.rows - 1)
+        return possible if self.most is None else min(possible, self.most)
 
     @property
     def uncertain_ranks(self) -> int:

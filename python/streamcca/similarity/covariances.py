@@ -1,0 +1,135 @@
+"""What a measure sees of two views: their covariances, decompositions that a grid of pairs shares, and rounding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamcca._backend import FloatArray
+from streamcca.errors import InputError
+from streamcca.moments import Moments
+from streamcca.subspace import Rule, Truncated, truncate_view
+
+FULL = Rule("full")
+# Standard deviations of rounding that a bound covers, as for correlations.
+SAFETY = 8.0
+_UNIT = 2.0**-53
+
+
+class ViewCovariance:
+    """Covariance (d, d) of one view of moments, and what is found in it on demand, once."""
+
+    def __init__(self, moments: Moments, name: str) -> None:
+        self._moments, self.name, self.rows = moments, name, moments.rows
+        self.matrix, (self.relative, _, self.raw) = moments._covariance(name, name)
+        if not np.isfinite(self.matrix).all():
+            raise InputError(f"view {name!r}: the moments are not finite, since rows with NaN were let through")
+        self.trace = float(np.trace(self.matrix))
+        if not self.trace > 0:
+            raise InputError(f"view {name!r}: every neuron is constant over the rows; leave the view out")
+        self._truncated: dict[tuple[str, float, float], Truncated] = {}
+
+    @property
+    def width(self) -> int:
+        """Neurons."""
+        return len(self.matrix)
+
+    @functools.cached_property
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(np.linalg.norm(self.matrix))
+
+    @functools.cached_property
+    def _decomposed(self) -> tuple[FloatArray, FloatArray]:
+        from scipy.linalg import eigh
+
+        values, vectors = eigh(self.matrix, driver="evd", check_finite=False)
+        return values[::-1].copy(), np.ascontiguousarray(vectors[:, ::-1])
+
+    @property
+    def eigenvalues(self) -> FloatArray:
+        """All d, decreasing; those below rounding can be negative."""
+        return self._decomposed[0]
+
+    @property
+    def eigenvectors(self) -> FloatArray:
+        """Columns, in the order of `eigenvalues`."""
+        return self._decomposed[1]
+
+    def truncated(self, rule: Rule, value: float, ridge: float = 0.0) -> Truncated:
+        """Leading directions by a rule, whose value for this side is `value`."""
+        key = (rule.name, value, ridge)
+        if key not in self._truncated:
+            self._truncated[key] = truncate_view(self._moments, self.name, rule, value, ridge)
+        return self._truncated[key]
+
+    @functools.cached_property
+    def whitening(self) -> FloatArray:
+        """(d, k): uncorrelated combinations of unit variance of the neurons, all that stand above rounding."""
+        native = self.truncated(FULL, 0).native
+        scale = native.save()["scale"]
+        inverse = np.divide(1.0, scale, where=scale > 0, out=np.zeros_like(scale))
+        whitening: FloatArray = inverse[:, None] * native.vectors / np.sqrt(native.eigenvalues)
+        return whitening
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest variance of the directions that `whitening` keeps."""
+        values = self.truncated(FULL, 0).native.eigenvalues
+        return float(values[0] / values[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class PairCovariance:
+    """Two views and their cross-covariance (dx, dy)."""
+
+    x: ViewCovariance
+    y: ViewCovariance
+    cross: FloatArray
+    n: int | float
+    precision: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of weight above zero."""
+        return self.x.rows
+
+
+def pair_covariance(moments: Moments, x: ViewCovariance, y: ViewCovariance) -> PairCovariance:
+    """Join two views of the same moments."""
+    return PairCovariance(x, y, moments.covariance(x.name, y.name), moments.n, moments.precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Formed:
+    """A number that was formed from covariances, its slopes, and what unrelated views score.
+
+    For small changes of the covariances the number changes by <x, dSxx> + <y, dSyy> + <cross, dSxy>: rounding and
+    sampling both enter this way. `null` can take longer than the number itself; `further` is what rounding does beyond
+    the first order.
+    """
+
+    value: float
+    null: Callable[[], float]
+    x: FloatArray
+    y: FloatArray
+    cross: FloatArray
+    further: float = 0.0
+
+    def error_bound(self, pair: PairCovariance) -> float:
+        """Eight deviations of the covariances' rounding, to first order, and what was added to it.
+
+        Entries (i, j) have independent errors of deviation e sqrt(r_i r_j); those of Sxx and Syy are symmetric, so
+        that each acts twice.
+        """
+        x, y = pair.x, pair.y
+        variances = [
+            2 * x.relative**2 * float(x.raw @ self.x**2 @ x.raw),
+            2 * y.relative**2 * float(y.raw @ self.y**2 @ y.raw),
+            max(x.relative, y.relative) ** 2 * float(x.raw @ self.cross**2 @ y.raw),
+        ]
+        roundoff = 16 * _UNIT * float(np.sqrt(x.width + y.width))
+        return float(SAFETY * np.sqrt(sum(variances)) + self.further + roundoff)
