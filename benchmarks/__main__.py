@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cases, files, hooks, identification, machine, report, wide
+from benchmarks import accuracy, cases, files, hooks, identification, machine, measures, report, wide
 
 
 def _count(text: str) -> int:
@@ -20,7 +20,10 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
-    known = ("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide", "readme")
+    known = (
+        *("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide", "measures"),
+        "readme",
+    )
     parser.add_argument("which", nargs="+", choices=known, metavar="WHICH", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
     parser.add_argument("--rounds", type=_count, help="rounds of a race (odd is best; 9, quick 3, files 3)")
@@ -57,6 +60,16 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
         sizes = [{"rows": 300, "width": 5000}, {"rows": 200_000}] if args.quick else [{}, {}]
         results = [wide.run_wide(folder=folder, **sizes[0]), wide.run_long(**sizes[1])]
         print("\n".join(map(wide.format_wide, results)), flush=True)
+        return results
+    if which == "measures":
+        small = {"rows": 2000, "width": 24}
+        results = [
+            measures.run_grid(
+                rounds=args.rounds or (1 if args.quick else 3), **(small | {"layers": 2} if args.quick else {})
+            ),
+            measures.run_intervals(rounds=args.rounds or (1 if args.quick else 5), **(small if args.quick else {})),
+        ]
+        print("\n".join(map(measures.format_measures, results)), flush=True)
         return results
     chosen = [case for case in cases.cases(which, args.quick) if args.only in case.name]
     if not chosen:

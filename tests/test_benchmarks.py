@@ -55,6 +55,17 @@ def test_quick_run_of_wide_layers(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 
+@pytest.mark.slow
+def test_quick_run_of_measures(tmp_path):
+    done = run("measures", "--quick", "--json", tmp_path / "out.json", "--folder", tmp_path)
+    assert done.returncode == 0, done.stderr
+    grid, intervals = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert grid["seconds"]["all"] > 0
+    assert grid["means"]["rv"] == grid["means"]["cka"]
+    assert len(intervals["bars"]) == 6
+    assert "of each measure by itself" in done.stdout
+
+
 def test_a_wrong_answer_is_not_timed(benchmarks, tmp_path, monkeypatch):
     from benchmarks import covariance, jobs
 

@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -179,6 +179,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("name", "route"), [case for case in CASES if case[1] != "qr"])
 @pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
+@settings(max_examples=5)
 @given(seed=st.integers(0, 10**6))
 def test_what_a_measure_does_not_see(name, route, seed):
     """Declared invariances hold; every other change is seen."""
@@ -312,6 +313,27 @@ def test_what_is_refused_does_not_cost_the_others():
         all_of["regression_x"]
     with pytest.raises(sc.UnderdeterminedError, match="30 rows are too few for 29 directions"):
         sc.linear_regression(x, y, predict="x")
+
+
+def test_ridge_path(tmp_path):
+    x, y = related()
+    path = sc.ridge_path(x, y, ridges=[0, 0.01, 1])
+    for ridge, r in zip((0, 0.01, 1), path.results, strict=True):
+        direct = sc.cca(x, y, ridge=ridge)
+        assert r.mean == direct.mean
+        np.testing.assert_array_equal(r.correlations, direct.correlations)
+    assert path.means[0] > path.means[1] > path.means[2]
+    assert path.correlations.shape == (3, 7)
+    assert "0.01" in path.table()
+    assert "3 ridges" in repr(path)
+    assert json.loads(json.dumps(path.to_dict()))["ridges"] == [0, 0.01, 1]
+    assert sc.ridge_path(sc.accumulate({"a": x, "b": y}), ridges=[1]).means[0] == path.means[2]
+    figure, _ = path.plot()
+    figure.savefig(tmp_path / "path.png")
+    with pytest.raises(sc.InputError, match="ridge: got -1"):
+        sc.ridge_path(x, y, ridges=[-1])
+    with pytest.raises(sc.InputError, match="ridges: got none"):
+        sc.ridge_path(x, y, ridges=[])
 
 
 def test_a_result_travels():

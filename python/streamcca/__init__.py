@@ -45,8 +45,14 @@ from streamcca.qr import QRMoments
 from streamcca.results import CCAResult, LayerComparison, Truncation
 from streamcca.scores import SubspaceScores, subspace_scores
 from streamcca.significance import null_edges, null_mean
+from streamcca.similarity.angles import PrincipalAngles, principal_angles
 from streamcca.similarity.declare import MEASURES
+from streamcca.similarity.dimensions import Dimensions, dimensions
+from streamcca.similarity.groups import GroupMoments, group_moments
+from streamcca.similarity.intervals import Difference, Interval, difference, interval
+from streamcca.similarity.matrix import SimilarityMatrix, similarity_matrix
 from streamcca.similarity.named import Similarities, similarities, similarity
+from streamcca.similarity.path import RidgePath, ridge_path
 from streamcca.similarity.result import SimilarityResult
 from streamcca.sketch import Sketch
 from streamcca.subspace import Rule, Subspace, truncate
@@ -56,6 +62,8 @@ __all__ = [
     "__version__",
     # data in
     "Moments",
+    "GroupMoments",
+    "group_moments",
     "QRMoments",
     "Sketch",
     "watch",
@@ -75,7 +83,13 @@ __all__ = [
     "linear_regression",
     "similarity",
     "similarities",
+    "similarity_matrix",
+    "ridge_path",
     "MEASURES",
+    "interval",
+    "difference",
+    "dimensions",
+    "principal_angles",
     "compare",
     "subspace_scores",
     "Gram",
@@ -88,6 +102,12 @@ __all__ = [
     "CCAResult",
     "SimilarityResult",
     "Similarities",
+    "SimilarityMatrix",
+    "RidgePath",
+    "Interval",
+    "Difference",
+    "Dimensions",
+    "PrincipalAngles",
     "LayerComparison",
     "ModelComparison",
     "SubspaceScores",

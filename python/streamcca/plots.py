@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from streamcca.curves import Curves
     from streamcca.fourier import FourierResult
     from streamcca.many import ModelComparison
+    from streamcca.similarity.matrix import SimilarityMatrix
+    from streamcca.similarity.path import RidgePath
 
 
 def require_matplotlib() -> None:
@@ -72,6 +74,56 @@ def plot_matrix(result: LayerComparison, ax: Axes | None = None) -> tuple[Figure
     null = float(np.mean(result.null_matrix))
     bar.ax.axhline(null, color="white", linewidth=2)
     bar.ax.set_ylabel(f"similarity (white line: chance, {null:.2f} on average)")
+    return figure, ax
+
+
+def plot_similarities(result: SimilarityMatrix, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Draw a measure of views with views; colors from the lowest to the highest number there can be.
+
+    Returns
+    -------
+    (Figure, Axes)
+    """
+    from streamcca.similarity.declare import MEASURES
+
+    matrix, declared = result.matrix, MEASURES[result.measure]
+    height, width = matrix.shape
+    high = declared.high if np.isfinite(declared.high) else float(matrix.max())
+    figure, ax = _axes(ax, (2.6 + 0.72 * width, 1.8 + 0.52 * height))
+    colors = "viridis" if declared.kind == "similarity" else "viridis_r"
+    image = ax.imshow(matrix, vmin=max(0.0, declared.low), vmax=high, cmap=colors, aspect="auto")
+    ax.set_xticks(range(width), result.names_b, rotation=30, ha="right")
+    ax.set_yticks(range(height), result.names_a)
+    if matrix.size <= 150:
+        for (i, j), value in np.ndenumerate(matrix):
+            bright = value / high if declared.kind == "similarity" else 1 - value / high
+            text = f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
+            if result.has_intervals and matrix.size <= 64:
+                text += f"\n\u00b1{(result.high[i, j] - result.low[i, j]) / 2:.2f}"
+            ax.text(j, i, text, ha="center", va="center", color="black" if bright > 0.6 else "white", fontsize=8)
+    ax.set_title(f"{declared.title}\nn = {result.n}, chance {result.null_matrix.mean():.2f} on average", fontsize=9)
+    figure.colorbar(image, ax=ax).ax.set_ylabel(f"{result.measure} ({declared.kind})")
+    return figure, ax
+
+
+def plot_ridge_path(result: RidgePath, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Draw the correlations (thin) and their mean (thick) against the ridge; without a ridge at the left edge.
+
+    Returns
+    -------
+    (Figure, Axes)
+    """
+    figure, ax = _axes(ax, (6.4, 3.8))
+    ax.plot(result.ridges, result.correlations, color="0.7", linewidth=0.8)
+    ax.plot(result.ridges, result.means, color="tab:blue", marker="o", linewidth=2)
+    positive = result.ridges[result.ridges > 0]
+    ax.set_xscale("symlog", linthresh=float(positive.min()) if len(positive) else 1.0)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("ridge (mean variances of a neuron)")
+    ax.set_ylabel("correlation; dots: the mean")
+    ax.set_title(
+        f"CCA, n = {result.results[0].n}, widths {result.results[0].width_x}, {result.results[0].width_y}", fontsize=10
+    )
     return figure, ax
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from streamcca.moments import Moments
 from streamcca.pairing import correlate
 from streamcca.qr import QRMoments
 from streamcca.qr_cca import qr_compare
-from streamcca.results import CCAResult
+from streamcca.results import CCAResult, Truncation
 from streamcca.similarity.covariances import Formed, PairCovariance, ViewCovariance
 from streamcca.subspace import Rule
 
@@ -99,6 +99,18 @@ def _turning(
     gaps = np.maximum(values[:rank] - values[rank:, None], np.finfo(np.float64).tiny)
     inner = (rest.T @ wanted) @ (kept.T @ weights).T / gaps
     return rest @ inner @ kept.T
+
+
+def exchanged(r: CCAResult) -> CCAResult:
+    """Return the result of the same views in the other order, for a measure that does not weigh by one of them."""
+    swap = {f"{name}_x": f"{name}_y" for name in ("rank", "width", "condition", "numerical_rank")} | {
+        "x_weights": "y_weights"
+    }
+    both = swap | {theirs: own for own, theirs in swap.items()}
+    cut = r.truncation
+    rule = replace(cut.rule, x=cut.rule.y, y=cut.rule.x)
+    truncation = Truncation(rule, cut.share_y, cut.share_x, cut.margin_y, cut.margin_x, cut.resolved)
+    return replace(r, truncation=truncation, **{own: getattr(r, theirs) for own, theirs in both.items()})
 
 
 def correlate_views(

@@ -82,6 +82,16 @@ class ViewCovariance:
         return float(values[0] / values[-1])
 
 
+def spectral_error(relative: float, raw: FloatArray, largest: float) -> float:
+    """Spectral norm that the rounding of a matrix, and of its decomposition, may have.
+
+    Of a symmetric matrix with independent entries of deviation e sqrt(r_i r_j) it is about 2 e sqrt(max r sum r); three
+    times that. `largest` is the largest eigenvalue.
+    """
+    noise = 6 * relative * np.sqrt(float(raw.max()) * float(raw.sum()))
+    return float(noise + 8 * _UNIT * np.sqrt(len(raw)) * largest)
+
+
 @dataclass(frozen=True, eq=False)
 class PairCovariance:
     """Two views and their cross-covariance (dx, dy)."""

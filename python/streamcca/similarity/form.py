@@ -99,9 +99,9 @@ class Former:
     sums: RowSums | None = None
     _views: dict[str, ViewCovariance] = field(default_factory=dict)
 
-    def pair(self, a: str, b: str) -> _Pair:
+    def pair(self, a: str, b: str) -> Pair:
         """Return two views, of which every measure can be formed."""
-        return _Pair(self, a, b)
+        return Pair(self, a, b)
 
     def view(self, name: str) -> ViewCovariance:
         """Return one view of moments, which keeps what is found in it."""
@@ -111,7 +111,7 @@ class Former:
         return self._views[name]
 
 
-class _Pair:
+class Pair:
     """Two views, with what measures share: correlations by each rule, numbers formed from covariances."""
 
     def __init__(self, former: Former, a: str, b: str) -> None:
@@ -256,7 +256,7 @@ class _Pair:
         )
 
 
-def form_each(pair: _Pair, names: Iterable[str]) -> tuple[dict[str, SimilarityResult], dict[str, str]]:
+def form_each(pair: Pair, names: Iterable[str]) -> tuple[dict[str, SimilarityResult], dict[str, str]]:
     """Form several measures; what refuses the data is returned with its reason, by name."""
     numbers: dict[str, SimilarityResult] = {}
     refused: dict[str, str] = {}

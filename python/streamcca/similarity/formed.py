@@ -96,7 +96,7 @@ def null_nuclear(x: FloatArray, y: FloatArray, rows: int) -> float:
     for values in (x, y):
         kept = np.sort(np.maximum(values, 0))[::-1][: rows - 1]
         roots.append(np.sqrt(kept[kept > 1e-12 * kept[0]]))
-    few, many = sorted(roots, key=len)
+    few, many = sorted(roots, key=lambda side: (len(side), side[0]))
     rng = np.random.default_rng(0)
     norms = []
     for _ in range(max(1, min(_DRAWS, 10**6 // (len(few) * len(many))))):

@@ -11,7 +11,7 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError, UnderdeterminedError
 from streamcca.gram import Gram, ViewGram
-from streamcca.similarity.covariances import SAFETY
+from streamcca.similarity.covariances import SAFETY, spectral_error
 from streamcca.similarity.formed import null_nuclear
 
 _UNIT = 2.0**-53
@@ -101,13 +101,10 @@ def check_debiased(own: float, whole: float, view: str, rows: int) -> None:
 def _decomposed(view: ViewGram, name: str) -> tuple[FloatArray, FloatArray, float]:
     """Eigenvalues and eigenvectors of as many directions as there can be, and the norm of the matrix's error."""
     values, vectors = np.linalg.eigh(view.matrix)
-    n = len(values)
-    rank = min(view.width, n - 1)
+    rank = min(view.width, len(values) - 1)
     values, vectors = np.maximum(values[-rank:], 0), vectors[:, -rank:]
     _check_varies(float(values.sum()), name)
-    e, _, r = view.rounding
-    norm = 3 * 2 * e * np.sqrt(r.max() * r.sum()) + 8 * _UNIT * np.sqrt(n) * values[-1]
-    return values, vectors, float(norm)
+    return values, vectors, spectral_error(view.rounding[0], view.rounding[2], float(values[-1]))
 
 
 def procrustes(g: Gram, a: str, b: str) -> OfGrams:

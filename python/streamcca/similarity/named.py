@@ -108,17 +108,20 @@ def _formable(name: str, source: str) -> bool:
     return source in declared or (source == "moments" and "rows" in declared)
 
 
-def _tell(notes: list[StreamCCAWarning], stacklevel: int) -> None:
+def tell(notes: list[StreamCCAWarning], stacklevel: int) -> None:
+    """Warn the caller of the caller's function, `stacklevel` frames up."""
     for note in notes:
         warnings.warn(note, stacklevel=stacklevel + 1)
 
 
-def _rule_of(variance: Any, nuclear: Any, rank: Any) -> Rule | None:
+def rule_of(variance: Any, nuclear: Any, rank: Any) -> Rule | None:
+    """Return the rule that was asked for, or None."""
     given = any(value is not None for value in (variance, nuclear, rank))
     return parse_rule(variance, nuclear, rank, FULL) if given else None
 
 
-def _options(alpha: Any, bandwidth: Any, correlation: Any) -> dict[str, Any]:
+def options_of_measures(alpha: Any, bandwidth: Any, correlation: Any) -> dict[str, Any]:
+    """Return the options of single measures, checked."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
         raise InputError(f"alpha: got {alpha!r}, expected a number from 0 (canonical correlations) to 1 (Procrustes)")
     if isinstance(bandwidth, bool) or not isinstance(bandwidth, int | float) or not 0 < bandwidth < float("inf"):
@@ -186,20 +189,20 @@ def similarity(
     former, a, b = _former(
         [name],
         data,
-        _rule_of(variance, nuclear, rank),
+        rule_of(variance, nuclear, rank),
         accumulate={"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress},
         pairing={
             "ridge": checked_ridge(ridge),
             "allow_underdetermined": allow_underdetermined,
             "allow_inaccurate": allow_inaccurate,
         },
-        options=_options(alpha, bandwidth, correlation),
+        options=options_of_measures(alpha, bandwidth, correlation),
         strategy=strategy,
         folder=folder,
     )
     pair = former.pair(a, b)
     result = pair.form(name)
-    _tell(pair.notes, 2)
+    tell(pair.notes, 2)
     return result
 
 
@@ -251,14 +254,14 @@ nonfinite, threads, progress, strategy, folder
     former, a, b = _former(
         list(MEASURES) if names is None else names,
         data,
-        _rule_of(variance, nuclear, rank),
+        rule_of(variance, nuclear, rank),
         accumulate={"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress},
         pairing={
             "ridge": 0.0,
             "allow_underdetermined": allow_underdetermined,
             "allow_inaccurate": allow_inaccurate,
         },
-        options=_options(alpha, bandwidth, correlation),
+        options=options_of_measures(alpha, bandwidth, correlation),
         strategy=strategy,
         folder=folder,
         every=names is not None,
@@ -267,7 +270,7 @@ nonfinite, threads, progress, strategy, folder
     if names is None:
         names = [name for name in MEASURES if pair.can_form(name)]
     numbers, refused = form_each(pair, names)
-    _tell(pair.notes, 2)
+    tell(pair.notes, 2)
     return Similarities(numbers, refused)
 
 
