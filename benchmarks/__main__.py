@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cases, files, hooks, identification, machine, measures, report, wide
+from benchmarks import accuracy, cases, coverage, files, hooks, identification, machine, measures, report, wide
 
 
 def _count(text: str) -> int:
@@ -21,8 +21,8 @@ def _count(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
     known = (
-        *("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide", "measures"),
-        "readme",
+        *("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide"),
+        *("measures", "coverage", "readme"),
     )
     parser.add_argument("which", nargs="+", choices=known, metavar="WHICH", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
@@ -61,6 +61,8 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
         results = [wide.run_wide(folder=folder, **sizes[0]), wide.run_long(**sizes[1])]
         print("\n".join(map(wide.format_wide, results)), flush=True)
         return results
+    if which == "coverage":
+        return coverage.run_coverage(repetitions=args.rounds or (5 if args.quick else 500))
     if which == "measures":
         small = {"rows": 2000, "width": 24}
         results = [

@@ -6,6 +6,7 @@ import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,7 +77,6 @@ def test_order_puts_alike_layers_side_by_side(moments):
 
 
 def test_written_and_read(moments, tmp_path):
-    pd = pytest.importorskip("pandas")
     found = sc.similarity_matrix(moments, "cka", ["a1", "a2"], ["b1", "b2", "a3"])
     found.to_csv(tmp_path / "m.csv")
     with (tmp_path / "m.csv").open(newline="") as file:

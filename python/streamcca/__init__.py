@@ -12,6 +12,7 @@ from streamcca.callbacks import lightning_callback, trainer_callback
 from streamcca.cca import cca, pwcca, svcca
 from streamcca.compare import compare
 from streamcca.curves import Curves
+from streamcca.dimension import SignificantCorrelations, significant_correlations
 from streamcca.distributed import all_reduce
 from streamcca.dynamics import Dynamics
 from streamcca.errors import (
@@ -41,10 +42,11 @@ from streamcca.many import ModelComparison
 from streamcca.measures import cka, linear_regression, procrustes
 from streamcca.moments import Moments
 from streamcca.plan import Plan, plan
+from streamcca.population import CorrectedCorrelations, corrected_correlations
 from streamcca.qr import QRMoments
 from streamcca.results import CCAResult, LayerComparison, Truncation
 from streamcca.scores import SubspaceScores, subspace_scores
-from streamcca.significance import null_edges, null_mean
+from streamcca.significance import null_edges, null_interval, null_mean
 from streamcca.similarity.angles import PrincipalAngles, principal_angles
 from streamcca.similarity.declare import MEASURES
 from streamcca.similarity.dimensions import Dimensions, dimensions
@@ -98,6 +100,9 @@ __all__ = [
     "truncate",
     "null_mean",
     "null_edges",
+    "null_interval",
+    "corrected_correlations",
+    "significant_correlations",
     # results
     "CCAResult",
     "SimilarityResult",
@@ -107,6 +112,8 @@ __all__ = [
     "Interval",
     "Difference",
     "Dimensions",
+    "CorrectedCorrelations",
+    "SignificantCorrelations",
     "PrincipalAngles",
     "LayerComparison",
     "ModelComparison",

@@ -123,7 +123,7 @@ def ridge_path(
     >>> x = rng.standard_normal((500, 8))
     >>> path = ridge_path(x, x + rng.standard_normal((500, 8)), ridges=[0, 1])
     >>> path.means.round(2)
-    array([0.7 , 0.41])
+    array([0.7 , 0.35])
     """
     chosen = [checked_ridge(ridge) for ridge in ridges]
     if not chosen:
