@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from streamcca._backend import FloatArray
-from streamcca.errors import InputError, LayerError
+from streamcca.errors import DTypeError, InputError, LayerError
 from streamcca.passes import bits_of, widened
 from streamcca.sources import ArraySource, NpyFile, open_source
 from streamcca.views import check_option
@@ -64,7 +64,9 @@ def transformed(result: CCAResult, x: Any, y: Any) -> Any:
 def _variates(side: _SideOf, rows: Any) -> FloatArray:
     source = open_source(rows, side.name)
     try:
-        if source.width != len(side.mean) and isinstance(source, NpyFile | ArraySource):
+        if isinstance(source, ArraySource) and not hasattr(rows, "shape"):
+            raise DTypeError(f"transform: got {type(rows).__name__}, expected an array of rows for side {side.name!r}")
+        if source.width != len(side.mean):
             raise InputError(
                 f"transform: got rows of {source.width} neurons for side {side.name!r}, expected {len(side.mean)}"
             )

@@ -192,7 +192,7 @@ class CCAResult:
         """Return the covariances (d, m) of the neurons of one side with its own canonical variates.
 
         Divided by the neurons' standard deviations they are structure coefficients: correlations, which say what a
-        direction measures, where its weights say how to compute it.
+        direction measures, where its weights say how to compute it. By a sketch they are those within its basis.
 
         Raises
         ------
@@ -214,10 +214,10 @@ class CCAResult:
     def neuron_importance(self, side: Literal["x", "y"]) -> FloatArray:
         """Return how much each neuron of one side takes part in what is shared, (d,) shares of its variance.
 
-        ``sum_i correlations_i^2 corr(neuron, variate_i)^2``: the share of the neuron's variance that passes through
-        the kept directions of both sides. Without truncation that is the share a linear regression on the other view
-        explains, R^2, and its mean, with the neurons weighted by their variance, is the redundancy of Stewart and Love
-        as Kornblith et al. take it. A constant neuron has 0.
+        ``sum_i correlations_i^2 corr(neuron, variate_i)^2``: of the neuron's variance the share that lies in the kept
+        directions of its side and that a linear regression on those of the other side explains. Without truncation
+        that is R^2 of the regression on the other view, its mean is the redundancy of Stewart and Love, and the mean
+        weighted by variances the linear regression of Kornblith et al. A constant neuron has 0.
 
         What it does not see: how many other neurons say the same (copies are all as important), what is not linear,
         how large the neuron is, whether the model uses it; and chance: an unrelated view of k directions explains
