@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from streamcca import _backend
@@ -47,7 +48,7 @@ def correlate(
     `cross` is their covariance (dx, dy), or, if `kept`, that of the projections of the rows (kx, ky).
     """
     numbers = _backend.compare(x.native, y.native, cross, side, kept)
-    return result_of(
+    result, notes = result_of(
         x,
         y,
         numbers,
@@ -57,6 +58,7 @@ def correlate(
         allow_underdetermined=allow_underdetermined,
         allow_inaccurate=allow_inaccurate,
     )
+    return replace(result, x_mean=x.mean, y_mean=y.mean, x_kept=x.kept, y_kept=y.kept), notes
 
 
 def result_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -282,4 +283,44 @@ def _line_of_frequencies(result: FourierResult, values: Any, title: str, ax: Axe
     ax.set_ylabel("mean correlation")
     ax.set_title(title, fontsize=10)
     ax.legend(fontsize=9)
+    return figure, ax
+
+
+def plot_projections(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], full: float | None = None, ax: Axes | None = None
+) -> tuple[Figure, Axes]:
+    """Draw how well a model does with a layer projected on its first k directions, for several kinds of directions.
+
+    Parameters
+    ----------
+    curves : mapping of str to (numbers of directions, accuracies)
+        By kind of direction. One that is called as another, followed by a comma, is drawn dashed in its color.
+    full : float, optional
+        Accuracy with the whole layer.
+    ax : Axes, optional
+
+    Returns
+    -------
+    (Figure, Axes)
+    """
+    figure, ax = _axes(ax, (7.6, 4.0))
+    from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+
+    colors: dict[str, str] = {}
+    for name, (counts, values) in curves.items():
+        whose = name.split(",")[0]
+        color = colors.setdefault(whose, f"C{len(colors)}")
+        ax.plot(counts, values, "--" if whose != name and whose in curves else "-", color=color, label=name)
+    if full is not None:
+        ax.axhline(full, color="0.6", linewidth=1, zorder=0, label=f"the whole layer, {full:.1%}")
+    most = max(counts[-1] for counts, _ in curves.values())
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([2**i for i in range(20) if 2**i <= most])
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("directions kept")
+    ax.set_ylabel("accuracy")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     return figure, ax

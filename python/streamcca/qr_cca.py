@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from streamcca._backend import FloatArray, TruncatedView
 from streamcca.errors import InputError, NumericError, StreamCCAWarning
+from streamcca.kept import KeptView
 from streamcca.pairing import Measure, result_of
 from streamcca.qr import QRMoments
 from streamcca.qr_bounds import Variates, bounds_of
@@ -114,7 +115,7 @@ def qr_compare(
         allow_inaccurate=allow_inaccurate,
         remedy="truncate more",
     )
-    return replace(result, strategy="qr"), notes
+    return replace(result, strategy="qr", **_remembered(moments, x, y)), notes
 
 
 def _side(moments: QRMoments, view: str, rule: Rule, value: float) -> _Side:
@@ -125,6 +126,18 @@ def _side(moments: QRMoments, view: str, rule: Rule, value: float) -> _Side:
     # It has all of a native truncated view that the checks look at.
     native = cast(TruncatedView, cut)
     return _Side(cut, Truncated(view, rule, native, moments.n, moments.rows, PRECISION))
+
+
+def _remembered(moments: QRMoments, x: _Side, y: _Side) -> dict[str, Any]:
+    """Return means and kept directions for a result; columns of the factor are deviations times sqrt(n - 1)."""
+    found: dict[str, Any] = {}
+    for name, side in (("x", x), ("y", y)):
+        columns = moments.columns(side.truncated.view)
+        variances = np.square(moments.factor().centered[: columns.stop, columns]).sum(axis=0) / (moments.n - 1)
+        basis = side.cut.right * side.cut.scale[:, None], side.cut.eigenvalues / (moments.n - 1)
+        found[f"{name}_mean"] = moments.mean(side.truncated.view)
+        found[f"{name}_kept"] = KeptView(found[f"{name}_mean"], variances, own=basis)
+    return found
 
 
 def _variates(x: Cut, y: Cut) -> Variates:

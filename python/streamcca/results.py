@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError, LayerError
+from streamcca.kept import KeptView, nothing
 from streamcca.subspace import Rule
 from streamcca.views import unknown_name
 
@@ -96,7 +97,11 @@ class CCAResult:
     warnings : tuple of str
         What a reader of the number should know.
     strategy : 'covariance', 'gram', 'sketch' or 'qr'
-        The route that the numbers came by. Those for wide layers leave the weights of neurons out: they are (0, m).
+        The route that the numbers came by. 'gram' leaves the weights of neurons out: they are (0, m).
+    x_mean, y_mean : array (d,)
+        Mean rows; (0,) where there are no weights.
+    x_kept, y_kept : KeptView or None
+        What `loadings` are formed from, where the route has it.
     """
 
     measure: str
@@ -124,6 +129,10 @@ class CCAResult:
     precision: str
     warnings: tuple[str, ...] = ()
     strategy: str = "covariance"
+    x_mean: FloatArray = field(default_factory=nothing)
+    y_mean: FloatArray = field(default_factory=nothing)
+    x_kept: KeptView | None = None
+    y_kept: KeptView | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -137,13 +146,103 @@ class CCAResult:
         return 1 - self.mean
 
     def to_dict(self, weights: bool = False) -> dict[str, Any]:
-        """Return plain values that JSON can hold; the d x m weights only if asked for."""
+        """Return plain values that JSON can hold; the d x m weights, and the mean rows, only if asked for."""
         result: dict[str, Any] = {}
+        left_out = {"x_kept", "y_kept"} | (set() if weights else {"x_weights", "y_weights", "x_mean", "y_mean"})
         for item in fields(self):
-            if item.name in ("x_weights", "y_weights") and not weights:
+            if item.name in left_out:
                 continue
             result[item.name] = plain(getattr(self, item.name))
         return result
+
+    def transform(self, x: Any = None, y: Any = None) -> Any:
+        """Return the canonical variates of rows, of those that were compared or of new ones.
+
+        On the rows that were compared, without a ridge, each variate has mean 0 and variance 1 (ddof 1), those of one
+        side are uncorrelated, and the i-th of both sides correlate by ``correlations[i]``.
+
+        Parameters
+        ----------
+        x, y : array (n, d) or path
+            Rows of either view or of both, as `svcca` takes them. NaN gives NaN.
+
+        Returns
+        -------
+        array (n, m), or a pair of them
+            ``(rows - mean) @ weights`` in float64, of the side that was given, or of x and y.
+
+        Raises
+        ------
+        InputError, DTypeError
+            Neither side was given; the rows do not fit; the route has left no weights of neurons.
+
+        Examples
+        --------
+        >>> import streamcca as sc
+        >>> x = np.random.default_rng(0).standard_normal((100, 3))
+        >>> u, v = sc.cca(x[:50], x[:50] ** 3).transform(x, x**3)
+        >>> u.shape, round(float(u[:50, 0].var(ddof=1)), 6)
+        ((100, 3), 1.0)
+        """
+        from streamcca.directions import transformed
+
+        return transformed(self, x, y)
+
+    def loadings(self, side: Literal["x", "y"]) -> FloatArray:
+        """Return the covariances (d, m) of the neurons of one side with its own canonical variates.
+
+        Divided by the neurons' standard deviations they are structure coefficients: correlations, which say what a
+        direction measures, where its weights say how to compute it. By a sketch they are those within its basis.
+
+        Raises
+        ------
+        InputError
+            The result has a ridge, or comes by a route that does not know them.
+
+        Examples
+        --------
+        >>> import streamcca as sc
+        >>> x = np.random.default_rng(0).standard_normal((100, 3))
+        >>> r = sc.cca(x, x @ np.ones((3, 1)))
+        >>> bool(np.allclose(r.loadings("x"), np.cov(np.hstack([x, r.transform(x)]).T)[:3, 3:]))
+        True
+        """
+        from streamcca.directions import loadings_of
+
+        return loadings_of(self, side)
+
+    def neuron_importance(self, side: Literal["x", "y"]) -> FloatArray:
+        """Return how much each neuron of one side takes part in what is shared, (d,) shares of its variance.
+
+        ``sum_i correlations_i^2 corr(neuron, variate_i)^2``: of the neuron's variance the share that lies in the kept
+        directions of its side and that a linear regression on those of the other side explains. Without truncation
+        that is R^2 of the regression on the other view, its mean is the redundancy of Stewart and Love, and the mean
+        weighted by variances the linear regression of Kornblith et al. A constant neuron has 0.
+
+        What it does not see: how many other neurons say the same (copies are all as important), what is not linear,
+        how large the neuron is, whether the model uses it; and chance: an unrelated view of k directions explains
+        about k / (n - 1) of every neuron.
+
+        Raises
+        ------
+        InputError
+            As `loadings`.
+
+        References
+        ----------
+        Stewart & Love (1968), "A general canonical correlation index", Psychological Bulletin 70.
+        Kornblith et al. (2019), arXiv 1905.00414, table 1 (linear regression).
+
+        Examples
+        --------
+        >>> import streamcca as sc
+        >>> x = np.random.default_rng(0).standard_normal((500, 3))
+        >>> sc.cca(x, x[:, :1] * 2).neuron_importance("x").round(1)
+        array([1., 0., 0.])
+        """
+        from streamcca.directions import importance_of
+
+        return importance_of(self, side)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Draw the correlations in order, with the range that chance alone would give."""

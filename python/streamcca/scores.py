@@ -211,7 +211,7 @@ class SubspaceScores:
             native = TruncatedView.restore({**about["native"], **arrays})
             if mean.shape != (native.width,) or scores.shape != (meta["n"], native.rank) or about["rows"] != meta["n"]:
                 raise ValueError(f"layer {about['name']}: mean {mean.shape}, scores {scores.shape}, n {meta['n']}")
-            truncated = Truncated(about["name"], rule, native, about["n"], about["rows"], about["precision"])
+            truncated = Truncated(about["name"], rule, native, about["n"], about["rows"], about["precision"], mean=mean)
             layers[about["name"]] = LayerScores(truncated, mean, scores)
         return cls(meta["name"], layers, meta["n"], meta["rows"], rule, meta["ridge"], meta["probe"])
 

@@ -273,7 +273,14 @@ class Job:
                 f"sketch: directions that the {len(x.values)} and {len(y.values)} of the basis lack may have moved the "
                 f"mean by {outside:.1e}, more than {REFUSE_ABOVE:g}; {REMEDY}, or pass allow_inaccurate=True"
             )
-        return finished(self.rule, self.views, result, notes, sides, ranks, outside, singles)
+        means = [self._mean(view, side, moments) for view, side in zip(self.views, sides, strict=True)]
+        return finished(self.rule, self.views, result, notes, sides, ranks, outside, singles, means)
+
+    def _mean(self, view: View, side: Ritz, moments: Moments) -> FloatArray:
+        """Mean row: what was subtracted has the rows' type, and what is left of it along the basis was counted."""
+        assert view.center is not None  # noqa: S101 - since the first pass
+        left = side.to_ritz @ (side.to_ritz.T @ moments.mean(view.name)[: len(side.values)])
+        return view.center.astype(np.float64) + wide.expand(view.parts, left[:, None])[:, 0]
 
     def _choose(self, i: int, side: Ritz, unit: float) -> tuple[int, int, int]:
         value, size, view = (self.rule.x, self.rule.y)[i], len(side.values), self.views[i]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,9 @@ def joint_answer(
     result, notes = _correlate(found, ranks, rule, sketch, measure, allow_underdetermined)
     sides = [side for side, _ in found]
     singles = _moved(sides, ranks, result, delta)
-    answer, notes = finished(rule, views, result, notes, sides, ranks, float(result.shares @ singles), singles)
-    weights = answer.y_weights * scale
-    weights.setflags(write=False)
-    object.__setattr__(answer, "y_weights", weights)
-    return answer, notes
+    means = [sketch.mean[:width], sketch.mean[width:] / scale]
+    answer, notes = finished(rule, views, result, notes, sides, ranks, float(result.shares @ singles), singles, means)
+    return replace(answer, y_weights=answer.y_weights * scale), notes
 
 
 def _joined(passes: PairPasses, precision: str) -> Iterator[tuple[AnyArray, int]]:

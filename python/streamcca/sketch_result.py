@@ -39,6 +39,7 @@ def finished(
     ranks: list[tuple[int, int, int]],
     outside: float,
     singles: FloatArray,
+    means: list[FloatArray],
 ) -> tuple[CCAResult, list[StreamCCAWarning]]:
     """Put widths, weights of neurons, shares of the trace and the wider bound into a result in Ritz coordinates."""
     if outside > WARN_ABOVE:
@@ -73,6 +74,8 @@ def finished(
         width_y=views[1].width,
         x_weights=weights[0],
         y_weights=weights[1],
+        x_mean=means[0],
+        y_mean=means[1],
         warnings=tuple(str(note) for note in notes),
         strategy="sketch",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 from streamcca import _backend
 from streamcca._backend import FloatArray, TruncatedView
 from streamcca.errors import AccuracyWarning, InputError, StreamCCAError
+from streamcca.kept import KeptView, nothing
 from streamcca.moments import Moments
 
 RuleName = Literal["variance", "nuclear", "rank", "full"]
@@ -133,6 +135,14 @@ class Truncated:
     precision: str
     # Directions that there can be at most, where the matrix that was truncated does not say: a Gram matrix has rows.
     most: int | None = None
+    # Of the neurons, where the route knows them.
+    mean: FloatArray = field(default_factory=nothing, repr=False)
+    variances: FloatArray = field(default_factory=nothing, repr=False)
+
+    @functools.cached_property
+    def kept(self) -> KeptView | None:
+        """What results remember of the view; None where directions are not those of neurons."""
+        return KeptView(self.mean, self.variances, self.native) if len(self.mean) == self.native.width else None
 
     @property
     def constant_neurons(self) -> int:
@@ -161,7 +171,8 @@ def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: 
         native = _backend.truncate(covariance, rounding, rule.name, value, ridge)
     except StreamCCAError as error:
         raise type(error)(f"view {view!r}: {error}") from None
-    return Truncated(view, rule, native, moments.n, moments.rows, moments.precision)
+    mean, variances = moments.mean(view), np.diag(covariance).copy()
+    return Truncated(view, rule, native, moments.n, moments.rows, moments.precision, mean=mean, variances=variances)
 
 
 def why_uncertain(side: Truncated) -> str:
