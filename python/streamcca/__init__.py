@@ -13,6 +13,7 @@ from streamcca.cca import cca, pwcca, svcca
 from streamcca.compare import compare
 from streamcca.curves import Curves
 from streamcca.dimension import SignificantCorrelations, significant_correlations
+from streamcca.directions import CanonicalProjection, SharedDirection, project_layer, shared_directions
 from streamcca.distributed import all_reduce
 from streamcca.dynamics import Dynamics
 from streamcca.errors import (
@@ -87,6 +88,9 @@ __all__ = [
     "similarities",
     "similarity_matrix",
     "ridge_path",
+    "shared_directions",
+    "CanonicalProjection",
+    "project_layer",
     "MEASURES",
     "interval",
     "difference",
@@ -109,6 +113,7 @@ __all__ = [
     "Similarities",
     "SimilarityMatrix",
     "RidgePath",
+    "SharedDirection",
     "Interval",
     "Difference",
     "Dimensions",

@@ -103,9 +103,8 @@ def _turning(
 
 def exchanged(r: CCAResult) -> CCAResult:
     """Return the result of the same views in the other order, for a measure that does not weigh by one of them."""
-    swap = {f"{name}_x": f"{name}_y" for name in ("rank", "width", "condition", "numerical_rank")} | {
-        "x_weights": "y_weights"
-    }
+    swap = {f"{name}_x": f"{name}_y" for name in ("rank", "width", "condition", "numerical_rank")}
+    swap |= {f"x_{name}": f"y_{name}" for name in ("weights", "mean", "kept")}
     both = swap | {theirs: own for own, theirs in swap.items()}
     cut = r.truncation
     rule = replace(cut.rule, x=cut.rule.y, y=cut.rule.x)
