@@ -2,7 +2,7 @@
 
 Two nets are trained from two seeds. A hidden layer of each is then projected on its first k directions, and the net is
 tested with the projection in place: the k directions most shared with the other net, or with its own logits (SVCCA and
-CCA), its k principal directions, and k random ones. Run ``python examples/compression.py``; it takes about half a minute.
+CCA), its k principal directions, and k random ones. Run ``python examples/compression.py``: half a minute.
 """
 
 from __future__ import annotations

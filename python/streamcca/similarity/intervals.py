@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from streamcca._backend import FloatArray
 from streamcca.errors import InputError, SampleSizeWarning
 from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.population import corrected_correlations
+from streamcca.results import CCAResult
 from streamcca.significance import null_mean
 from streamcca.similarity.canonical import slopes_of
 from streamcca.similarity.covariances import FULL, Formed
@@ -21,18 +22,22 @@ from streamcca.similarity.declare import MEASURES
 from streamcca.similarity.form import CANONICAL, Former, Pair, check_measure
 from streamcca.similarity.groups import FEWEST, GroupMoments, group_moments, second_moments
 from streamcca.similarity.named import options_of_measures, rule_of, tell
+from streamcca.similarity.result import WithChance
 from streamcca.sources import two_views
 from streamcca.subspace import Rule
 from streamcca.views import check_option
 
 Method = Literal["jackknife", "bootstrap"]
 _DRAWS = 4000
+# Leading directions of each view, and variates, whose scatter says how much rows depend on each other: they have 240
+# and 4032 pairs, each with the scatter of all parts.
+_LEADING, _VARIATES = 16, 64
 # Fewer effective rows for each kept direction than this get a warning.
 _ENOUGH = 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Interval:
+class Interval(WithChance):
     """A number about the population that rows were drawn from, and where it may lie.
 
     Attributes
@@ -54,7 +59,7 @@ class Interval:
     effective_rows : float
         So many independent Gaussian rows would scatter as these do; `n` or fewer.
     null_mean : float
-        What unrelated views of so many rows score, before the bias is taken out.
+        What unrelated views of so many rows score, before the bias is taken out. Worked out when it is asked for.
     n : int or float
     parts : int
         Parts of the rows that were compared.
@@ -70,14 +75,15 @@ class Interval:
     standard_error: float
     corrected: bool
     effective_rows: float
-    null_mean: float
+    null: Callable[[], float] = field(repr=False)
     n: int | float
     parts: int
     method: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        numbers = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "null"}
+        return numbers | {"null_mean": self.null_mean}
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -133,7 +139,7 @@ class _Estimate:
     influences: FloatArray  # (parts,), sum about 0
     corrected: bool
     effective_rows: float
-    null: float
+    null: Callable[[], float]
 
     @property
     def standard_error(self) -> float:
@@ -157,10 +163,15 @@ class Sampled:
     # -------------------------------------------------------------- first order
 
     def _to_first_order(self, name: str, pair: Pair) -> _Estimate:
-        plain, null = pair.form(name).mean, pair.form(name).null_mean
-        rows = self._effective_rows(pair, name)
+        number = pair.form(name)
+        plain, rows = number.mean, self._effective_rows(pair, name)
+
+        def null() -> float:
+            return number.null_mean
+
         if self.correct and name in CANONICAL:
-            value, formed, null = self._without_bias(name, pair, rows)
+            value, formed = self._without_bias(name, pair, rows)
+            null = formed.null
         elif self.correct and name in ("cka", "rv"):
             value, formed = self._cka_across_parts(pair)
         elif self.correct and name in ("regression_x", "regression_y"):
@@ -200,22 +211,34 @@ class Sampled:
         directions take part of the scatter away, and with it of the bias, so that what they took is not given back:
         when it was (rows in 41 groups, 20 directions a side) the corrected mean was low by 0.018 instead of 0.003.
         """
-        r = pair.correlate(self.former.rule or (CANONICAL[name][1] if name in CANONICAL else FULL))
+        r = self._variates(pair, name)
         total, parts = self.groups.total, self.groups.parts
-        m = len(r.correlations)
+        m = min(len(r.correlations), _VARIATES)
+        rho, a, b = r.correlations[:m], r.x_weights[:, :m], r.y_weights[:, :m]
         squares = np.zeros((m, m))
         for part in parts:
             covariance, left, right = second_moments(part, total, pair.a, pair.b)
-            own = r.x_weights.T @ covariance @ r.y_weights + np.outer(left @ r.x_weights, right @ r.y_weights)
-            squares += (part.n * (own - np.diag(r.correlations))) ** 2
-        ratios = squares / total.n * len(parts) / (len(parts) - 1) / (1 + np.diag(r.correlations) ** 2)
+            own = a.T @ covariance @ b + np.outer(left @ a, right @ b)
+            squares += (part.n * (own - np.diag(rho))) ** 2
+        ratios = squares / total.n * len(parts) / (len(parts) - 1) / (1 + np.diag(rho) ** 2)
         if m > 1:
             np.fill_diagonal(ratios, np.nan)
         ratio = float(np.nanmean(ratios))
         scatter = math.sqrt(2 / ((len(parts) - 1) * max(1, m * m - m)))
         return float(total.n) / ratio if ratio > 1 + 2 * scatter else float(total.n)
 
-    def _without_bias(self, name: str, pair: Pair, rows: float) -> tuple[float, Formed, float]:
+    def _variates(self, pair: Pair, name: str) -> CCAResult:
+        """Variates whose scatter is looked at: those of the measure, or of a few leading directions."""
+        if name in CANONICAL:
+            return pair.correlate(self.former.rule or CANONICAL[name][1])
+        if min(self.groups.views[pair.a], self.groups.views[pair.b]) <= _VARIATES:
+            return pair.correlate(FULL)
+        try:
+            return pair.correlate(Rule("rank", _LEADING, _LEADING))
+        except InputError:  # fewer directions than that
+            return pair.correlate(FULL)
+
+    def _without_bias(self, name: str, pair: Pair, rows: float) -> tuple[float, Formed]:
         measure, default = CANONICAL[name]
         r = pair.correlate(self.former.rule or default)
         _warn_of_few_rows(r.rank_x, r.rank_y, rows, self.groups.n)
@@ -229,7 +252,7 @@ class Sampled:
         )
         derivative = (2 * found.correlations if measure.squared else np.ones(len(r.correlations))) * found.slope / size
         null = measure.null(replace(r, rows=max(2, int(rows)), null_mean=null_mean(r.rank_x, r.rank_y, max(rows, 2.0))))
-        return value, slopes_of(pair.covariance, r, value, null, derivative), null
+        return value, slopes_of(pair.covariance, r, value, null, derivative)
 
     def _cka_across_parts(self, pair: Pair) -> tuple[float, Formed]:
         """CKA whose three terms are inner products of *different* parts: what one part's noise adds is left out."""
@@ -282,15 +305,17 @@ class Sampled:
 
     def _exactly(self, name: str, pair: Pair) -> _Estimate:
         """Leave each part out in turn (Quenouille 1956; Tukey 1958)."""
-        plain, null = pair.form(name).mean, pair.form(name).null_mean
-        without = []
+        number = pair.form(name)
+        plain, without = number.mean, []
         for rest in _each_left_out(self.groups.parts):
             former = replace(self.former, state=rest, _views={})
             without.append(former.pair(pair.a, pair.b).form(name).mean)
         count, mean = len(without), float(np.mean(without))
         value = count * plain - (count - 1) * mean if self.correct else plain
         influences = (mean - np.array(without)) * (count - 1) / count
-        return _Estimate(plain, value, influences, self.correct, self._effective_rows(pair, name), null)
+        return _Estimate(
+            plain, value, influences, self.correct, self._effective_rows(pair, name), lambda: number.null_mean
+        )
 
 
 def _each_left_out(parts: list[Moments], outside: Moments | None = None) -> Iterator[Moments]:
@@ -400,7 +425,7 @@ def _interval_of(name: str, e: _Estimate, level: float, method: Method, sampled:
         standard_error=e.standard_error,
         corrected=e.corrected,
         effective_rows=e.effective_rows,
-        null_mean=e.null,
+        null=e.null,
         n=sampled.groups.n,
         parts=len(sampled.groups.parts),
         method=method,

@@ -12,8 +12,24 @@ from streamcca.results import CCAResult
 Kind = Literal["similarity", "distance"]
 
 
+class WithChance:
+    """A result whose chance level takes longer than the number: it is worked out when it is asked for."""
+
+    null: Callable[[], float]
+
+    @functools.cached_property
+    def null_mean(self) -> float:
+        """What unrelated views score on average."""
+        return float(self.null())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What works the chance level out cannot be pickled; the level can.
+        known = self.null_mean
+        return {**self.__dict__, "null": functools.partial(float, known)}
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class SimilarityResult:
+class SimilarityResult(WithChance):
     """One number about two views, with the reasons to trust it.
 
     Attributes
@@ -53,11 +69,6 @@ class SimilarityResult:
     kind: Kind = "similarity"
     detail: CCAResult | None = None
 
-    @functools.cached_property
-    def null_mean(self) -> float:
-        """What unrelated views score on average."""
-        return float(self.null())
-
     @property
     def distance(self) -> float:
         """1 - mean; of a distance, the number itself."""
@@ -79,11 +90,6 @@ class SimilarityResult:
         )
         result: dict[str, Any] = {name: getattr(self, name) for name in names}
         return result | {"detail": None if self.detail is None else self.detail.to_dict()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What works the chance level out cannot be pickled; the level can.
-        known = self.null_mean
-        return {**self.__dict__, "null": functools.partial(float, known)}
 
     def __float__(self) -> float:
         return self.mean
