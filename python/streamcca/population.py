@@ -134,11 +134,11 @@ def corrected_correlations(correlations: ArrayLike, kx: int, ky: int, n: float) 
     square, halfway, strong = _fit(z**2, kx, ky, n - 1, draws)
     square, halfway = (_meet_mean(each, strong, z, draws) for each in (square, halfway))
     sample = draws.fisher_z(np.sqrt(square))
-    noise = _noise(square, strong, sample, draws, 0.1 * _visible(kx, ky, n - 1))
+    noise, spread = _noise(square, strong, sample, draws, 0.1 * _visible(kx, ky, n - 1))
     estimate = np.sqrt(square)
     weights = (1 - np.tanh(estimate) ** 2) / (2 * np.maximum(estimate, 1e-6)) / few  # d mean / d z^2
     if strong < few:
-        estimate[strong:], slope = _shrink(float(square[-1]), float(noise[:, -1].std(ddof=1)))
+        estimate[strong:], slope = _shrink(float(square[-1]), spread)
         weights[strong:] = slope * (1 - math.tanh(estimate[-1]) ** 2) / few
     unfinished = float((np.tanh(np.sqrt(square)) - np.tanh(np.sqrt(halfway))).mean())
     standard_error = math.hypot(float((noise @ weights).std(ddof=1)), unfinished)
@@ -277,8 +277,10 @@ def _meet_mean(square: FloatArray, strong: int, z: FloatArray, draws: Correlatio
     return square * there
 
 
-def _noise(square: FloatArray, strong: int, sample: FloatArray, draws: CorrelationDraws, floor: float) -> FloatArray:
-    """Return how the fit, linearized, would have moved z^2 in each draw of the sample (draws x few).
+def _noise(
+    square: FloatArray, strong: int, sample: FloatArray, draws: CorrelationDraws, floor: float
+) -> tuple[FloatArray, float]:
+    """Return how the fit, linearized, moves z^2 in each draw (draws x few), and the pooled level's own noise.
 
     The Jacobian's columns of weak correlations are taken at z^2 = floor, as random slopes at 0 average out slowly.
     """
@@ -290,4 +292,10 @@ def _noise(square: FloatArray, strong: int, sample: FloatArray, draws: Correlati
         noise += _STEP * (moved - noise @ jacobian.T)
         if strong < few:
             noise[:, strong:] = noise[:, strong:].mean(axis=1, keepdims=True)
-    return noise
+    spread = 0.0
+    if strong < few:
+        # The pooled level's own noise, without what the strong ones give and take; few rows and draws leave the slope
+        # unsure.
+        own = max(0.1, float(jacobian[strong:, strong:].sum(axis=1).mean()))
+        spread = float(moved[:, strong:].mean(axis=1).std(ddof=1)) / own
+    return noise, spread
