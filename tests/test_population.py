@@ -117,6 +117,21 @@ def test_means_cost_one_degree_of_freedom(monkeypatch):
     assert seen == [(2, 3, 60.25)]
 
 
+def test_many_directions_start_from_few(monkeypatch):
+    """Above 200 directions a thinned curve is fitted first; here above 30, so that both ways can be compared."""
+    rho = np.r_[0.95, np.linspace(0.8, 0, 59)]
+    sample = np.tanh(CorrelationDraws(60, 70, 1199, 1, 12).fisher_z(np.arctanh(rho)))[0]
+    whole = corrected_correlations(sample, 60, 70, 1200)
+    monkeypatch.setattr("streamcca.population._COARSE", 30)
+    thinned = corrected_correlations(sample, 60, 70, 1200)
+    assert thinned.mean != whole.mean
+    assert thinned.mean == pytest.approx(whole.mean, abs=0.005)
+    for r in (whole, thinned):
+        assert r.mean == pytest.approx(rho.mean(), abs=0.01)
+        assert r.plain_mean > rho.mean() + 0.025
+        assert r.correlations[0] == pytest.approx(0.95, abs=0.01)
+
+
 def test_many_rows_leave_nothing_to_correct():
     rho = np.array([0.9, 0.6, 0.3])
     r = corrected_correlations(rho, 3, 4, 10**7)

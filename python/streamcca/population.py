@@ -198,16 +198,17 @@ def _fit(
         middles = (np.arange(thin) + 0.5) / share - 0.5
         coarse_x, coarse_y = round(kx * share), round(ky * share)
         coarse = CorrelationDraws(coarse_x, coarse_y, freedom * share, _some(thin), _SEED)
-        start, _, _ = _fit(np.interp(middles, np.arange(few), target), coarse_x, coarse_y, freedom * share, coarse)
-        square = np.interp(np.arange(few), middles, start)
-        steps = 4
+        start, before, _ = _fit(np.interp(middles, np.arange(few), target), coarse_x, coarse_y, freedom * share, coarse)
+        square, halfway = (np.interp(np.arange(few), middles, each) for each in (start, before))
+        steps, half = 4, -1
     else:
         nothing = float((draws.fisher_z(np.zeros(few), count) ** 2).mean())
         square = np.full(few, max(0.0, float(target.mean()) - nothing))
-        steps = _steps(few)
-    strong, halfway = 0, square
+        halfway, steps = square, _steps(few)
+        half = steps // 2
+    strong = 0
     for step in range(steps):
-        if step == steps // 2:
+        if step == half:
             halfway = square
         shown = (draws.fisher_z(np.sqrt(square), count) ** 2).mean(axis=0)
         free = _decreasing(square + _STEP * (target - shown))
