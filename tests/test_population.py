@@ -90,6 +90,8 @@ def test_the_bias_is_taken_out(n, k, shape, off):
     means = np.array([r.mean for r in results])
     error = 2 * means.std() / math.sqrt(len(means))
     assert abs(means.mean() - rho.mean()) < off + error
+    # An interval about 0 has to reach what cannot be told from 0 (2.5 times the spread, measured), but not more.
+    assert np.median([r.standard_error for r in results]) < 2 * means.std() + n**-0.5
     covered = [abs(r.mean - rho.mean()) <= 1.96 * r.standard_error for r in results]
     assert sum(covered) >= 25  # of 30; fewer have a probability of 0.3 % if intervals cover 95 %
 
@@ -102,6 +104,35 @@ def test_the_bar_where_the_plain_mean_is_far_off():
     assert np.mean([r.plain_mean for r in results]) > rho.mean() + 0.2
     assert np.mean([r.mean for r in results]) == pytest.approx(rho.mean(), abs=0.015)
     assert np.mean([r.correlations[0] for r in results]) == pytest.approx(0.8, abs=0.02)
+
+
+def test_means_cost_one_degree_of_freedom(monkeypatch):
+    seen = []
+
+    class Recorded(CorrelationDraws):
+        def __init__(self, kx, ky, freedom, count, seed):
+            seen.append((kx, ky, freedom))
+            super().__init__(kx, ky, freedom, count, seed)
+
+    monkeypatch.setattr("streamcca.population.CorrelationDraws", Recorded)
+    corrected_correlations([0.6, 0.5], 2, 3, 61.25)
+    assert seen == [(2, 3, 60.25)]
+
+
+def test_many_directions_start_from_few(monkeypatch):
+    """Above 200 directions a thinned curve is fitted first; here above 30, so that both ways can be compared."""
+    rho = np.r_[0.95, np.linspace(0.8, 0, 59)]
+    samples = np.tanh(CorrelationDraws(60, 70, 1199, 4, 12).fisher_z(np.arctanh(rho)))
+    whole = [corrected_correlations(sample, 60, 70, 1200) for sample in samples]
+    monkeypatch.setattr("streamcca.population._COARSE", 30)
+    thinned = [corrected_correlations(sample, 60, 70, 1200) for sample in samples]
+    for one, other in zip(whole, thinned, strict=True):
+        assert one.mean != other.mean
+        assert one.mean == pytest.approx(other.mean, abs=0.005)
+    for results in (whole, thinned):
+        assert np.mean([r.mean for r in results]) == pytest.approx(rho.mean(), abs=0.01)
+        assert np.mean([r.plain_mean for r in results]) > rho.mean() + 0.035
+        assert np.mean([r.correlations[0] for r in results]) == pytest.approx(0.95, abs=0.01)
 
 
 def test_many_rows_leave_nothing_to_correct():
@@ -229,6 +260,8 @@ def test_the_tests_have_their_size(kx, ky, n):
         spread = 3 * math.sqrt(level * (1 - level) / 1000)
         assert np.mean(root < level) < level + spread
         assert np.mean(root < level) > 0.4 * level - spread
+    if few >= 10:  # Johnstone's approximation centers to a few percent from 10 directions on
+        assert np.median(root) == pytest.approx(0.5, abs=0.06)
     assert np.mean([r.count > 0 for r in results]) == np.mean(first < 0.05)
 
 
@@ -276,7 +309,7 @@ def test_count_edges():
 )
 def test_the_table_of_the_docs(n, k, shape):
     """Where the plain mean is more than 0.05 off, the corrected one is within 0.015 (within 0.01 above 200 rows)."""
-    repetitions = 200 if k < 100 else 40
+    repetitions = 200 if k < 100 else 20
     rho = SHAPES[shape](k)
     samples = np.tanh(CorrelationDraws(k, k, n - 1, repetitions, 99).fisher_z(np.arctanh(rho)))
     results = [corrected_correlations(sample, k, k, n) for sample in samples]

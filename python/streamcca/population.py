@@ -134,11 +134,11 @@ def corrected_correlations(correlations: ArrayLike, kx: int, ky: int, n: float) 
     square, halfway, strong = _fit(z**2, kx, ky, n - 1, draws)
     square, halfway = (_meet_mean(each, strong, z, draws) for each in (square, halfway))
     sample = draws.fisher_z(np.sqrt(square))
-    noise = _noise(square, strong, sample, draws, 0.1 * _visible(kx, ky, n - 1))
+    noise, spread = _noise(square, strong, sample, draws, 0.1 * _visible(kx, ky, n - 1))
     estimate = np.sqrt(square)
     weights = (1 - np.tanh(estimate) ** 2) / (2 * np.maximum(estimate, 1e-6)) / few  # d mean / d z^2
     if strong < few:
-        estimate[strong:], slope = _shrink(float(square[-1]), float(noise[:, -1].std(ddof=1)))
+        estimate[strong:], slope = _shrink(float(square[-1]), spread)
         weights[strong:] = slope * (1 - math.tanh(estimate[-1]) ** 2) / few
     unfinished = float((np.tanh(np.sqrt(square)) - np.tanh(np.sqrt(halfway))).mean())
     standard_error = math.hypot(float((noise @ weights).std(ddof=1)), unfinished)
@@ -198,16 +198,17 @@ def _fit(
         middles = (np.arange(thin) + 0.5) / share - 0.5
         coarse_x, coarse_y = round(kx * share), round(ky * share)
         coarse = CorrelationDraws(coarse_x, coarse_y, freedom * share, _some(thin), _SEED)
-        start, _, _ = _fit(np.interp(middles, np.arange(few), target), coarse_x, coarse_y, freedom * share, coarse)
-        square = np.interp(np.arange(few), middles, start)
-        steps = 4
+        start, before, _ = _fit(np.interp(middles, np.arange(few), target), coarse_x, coarse_y, freedom * share, coarse)
+        square, halfway = (np.interp(np.arange(few), middles, each) for each in (start, before))
+        steps, half = 4, -1
     else:
         nothing = float((draws.fisher_z(np.zeros(few), count) ** 2).mean())
         square = np.full(few, max(0.0, float(target.mean()) - nothing))
-        steps = _steps(few)
-    strong, halfway = 0, square
+        halfway, steps = square, _steps(few)
+        half = steps // 2
+    strong = 0
     for step in range(steps):
-        if step == steps // 2:
+        if step == half:
             halfway = square
         shown = (draws.fisher_z(np.sqrt(square), count) ** 2).mean(axis=0)
         free = _decreasing(square + _STEP * (target - shown))
@@ -277,8 +278,10 @@ def _meet_mean(square: FloatArray, strong: int, z: FloatArray, draws: Correlatio
     return square * there
 
 
-def _noise(square: FloatArray, strong: int, sample: FloatArray, draws: CorrelationDraws, floor: float) -> FloatArray:
-    """Return how the fit, linearized, would have moved z^2 in each draw of the sample (draws x few).
+def _noise(
+    square: FloatArray, strong: int, sample: FloatArray, draws: CorrelationDraws, floor: float
+) -> tuple[FloatArray, float]:
+    """Return how the fit, linearized, moves z^2 in each draw (draws x few), and the pooled level's own noise.
 
     The Jacobian's columns of weak correlations are taken at z^2 = floor, as random slopes at 0 average out slowly.
     """
@@ -290,4 +293,10 @@ def _noise(square: FloatArray, strong: int, sample: FloatArray, draws: Correlati
         noise += _STEP * (moved - noise @ jacobian.T)
         if strong < few:
             noise[:, strong:] = noise[:, strong:].mean(axis=1, keepdims=True)
-    return noise
+    spread = 0.0
+    if strong < few:
+        # The pooled level's own noise, without what the strong ones give and take; few rows and draws leave the slope
+        # unsure.
+        own = max(0.1, float(jacobian[strong:, strong:].sum(axis=1).mean()))
+        spread = float(moved[:, strong:].mean(axis=1).std(ddof=1)) / own
+    return noise, spread
