@@ -16,6 +16,7 @@ from streamcca.ritz import PROBES
 from streamcca.sketch_job import Job, JobOptions
 from streamcca.sketch_only import joint_answer
 from streamcca.sketch_state import Checkpoint, Ranks, TooFewError
+from streamcca.sketch_views import say_too_few
 from streamcca.subspace import Rule
 
 
@@ -164,11 +165,7 @@ def sketch_svcca(
         except TooFewError as few:
             file.remove()
             if directions is not None or not passes.repeatable:
-                raise InputError(
-                    f"directions: the {few.directions} of view {few.view!r} hold {few.share:.4f} of the "
-                    f"variance, less than "
-                    f"{rule} asks for; take directions={few.would_do} or more, or a lower share"
-                ) from None
+                raise say_too_few(few, rule) from None
             options = JobOptions(few.would_do, power, range_finder, precision)
             continue
         file.remove()
