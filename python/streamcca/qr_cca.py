@@ -21,7 +21,7 @@ PRECISION = "float64 (QR)"
 
 
 @dataclass(frozen=True)
-class _Side:
+class QRCut:
     """One view, cut, in the form that this module and the checks of `streamcca.pairing` take."""
 
     cut: Cut
@@ -88,12 +88,30 @@ def qr_compare(
     >>> bool(1 - 1e-9 < result.mean <= 1)
     True
     """
-    x, y = _side(moments, a, rule, rule.x), _side(moments, b, rule, rule.y)
-    moments._check_ddof(1)
+    return qr_correlate(
+        qr_cut(moments, a, rule, rule.x),
+        qr_cut(moments, b, rule, rule.y),
+        measure=measure,
+        side=side,
+        allow_underdetermined=allow_underdetermined,
+        allow_inaccurate=allow_inaccurate,
+    )
+
+
+def qr_correlate(
+    x: QRCut,
+    y: QRCut,
+    *,
+    measure: Measure,
+    side: str = "",
+    allow_underdetermined: bool = False,
+    allow_inaccurate: bool = False,
+) -> tuple[CCAResult, list[StreamCCAWarning]]:
+    """Compare two views that are cut; see `qr_compare`."""
     variates = _variates(x.cut, y.cut)
     shares = _shares(x.cut, y.cut, variates, side)
     bounds = bounds_of(x.cut, y.cut, variates, shares, side)
-    root = (moments.n - 1) ** 0.5
+    root = (x.truncated.n - 1) ** 0.5
     numbers = {
         "mean": float(shares @ variates.correlations),
         "mean_error_bound": bounds.mean,
@@ -117,14 +135,16 @@ def qr_compare(
     return replace(result, strategy="qr"), notes
 
 
-def _side(moments: QRMoments, view: str, rule: Rule, value: float) -> _Side:
+def qr_cut(moments: QRMoments, view: str, rule: Rule, value: float) -> QRCut:
+    """Cut one view of `QRMoments`; `value` is the rule's value for its side."""
+    moments._check_ddof(1)
     try:
         cut = cut_view(moments.factor(), moments.columns(view), rule.name, value)
     except (InputError, NumericError) as error:
         raise type(error)(f"view {view!r}: {error}") from None
     # It has all of a native truncated view that the checks look at.
     native = cast(TruncatedView, cut)
-    return _Side(cut, Truncated(view, rule, native, moments.n, moments.rows, PRECISION))
+    return QRCut(cut, Truncated(view, rule, native, moments.n, moments.rows, PRECISION))
 
 
 def _variates(x: Cut, y: Cut) -> Variates:

@@ -258,9 +258,10 @@ def correlate_cuts(
         x.side, y.side, cross, *found, (x.noise, y.noise), result.correlations, result.shares
     )
     if min(1.0, result.error_bound + outside) > REFUSE_ABOVE and not allow_inaccurate:
+        counts = f"{len(x.side.values)} and {len(y.side.values)}"
         raise AccuracyError(
-            f"sketch: directions that the {len(x.side.values)} and {len(y.side.values)} of the basis lack may have "
-            f"moved the mean by {outside:.1e}, more than {REFUSE_ABOVE:g}; {REMEDY}, or pass allow_inaccurate=True"
+            f"sketch: views {x.view.name!r} and {y.view.name!r}: directions that the {counts} of the basis lack may "
+            f"have moved the mean by {outside:.1e}, more than {REFUSE_ABOVE:g}; {REMEDY}, or pass allow_inaccurate=True"
         )
     pair, sides, ranks = [x.view, y.view], [x.side, y.side], [x.ranks, y.ranks]
     return finished(rule, pair, result, notes, sides, ranks, outside, singles, neurons)
