@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import reference
 import torch
 from test_watch import Recorder
 from torch import nn
@@ -15,20 +14,21 @@ import streamcca as sc
 
 pytestmark = pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning", "ignore::streamcca.SampleSizeWarning")
 LAYERS = ["0", "1", "2"]
+ROWS = 500
 
 
 def wide_net(seed, decay=1.0, dtype=torch.float64):
-    """Three layers of 500, 500 and 300 neurons, of the same 60 latents with variances that decay."""
+    """Three layers of 200, 200 and 120 neurons, of the same 60 latents with variances that decay."""
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(60, 500), nn.Tanh(), nn.Linear(500, 300)).to(dtype)
+    net = nn.Sequential(nn.Linear(60, 200), nn.Tanh(), nn.Linear(200, 120)).to(dtype)
     with torch.no_grad():
         scales = torch.arange(1, 61, dtype=dtype) ** -decay
-        net[0].weight.copy_(torch.randn(500, 60, dtype=dtype) / 8 * scales)
-        net[2].weight.copy_(torch.randn(300, 500, dtype=dtype) / 20)
+        net[0].weight.copy_(torch.randn(200, 60, dtype=dtype) / 8 * scales)
+        net[2].weight.copy_(torch.randn(120, 200, dtype=dtype) / 12)
     return net
 
 
-def inputs(rows=700, dtype=torch.float64):
+def inputs(rows=ROWS, dtype=torch.float64):
     return torch.randn(rows, 60, generator=torch.Generator().manual_seed(3), dtype=dtype)
 
 
@@ -41,27 +41,36 @@ def batches(data, size=90):
     return list(data.split(size))
 
 
-@pytest.mark.parametrize(
-    "options", [{"directions": 24}, {"directions": 24, "power": 1}, {"directions": 24, "power": 2}]
-)
+def truths(x, y, rank):
+    """Correlations of every two layers, each cut to its leading directions, in plain NumPy."""
+    scores = [
+        [np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[0][:, :rank] for rows in side] for side in (x, y)
+    ]
+    return [[np.linalg.svd(u.T @ v, compute_uv=False) for v in scores[1]] for u in scores[0]]
+
+
 @pytest.mark.parametrize("decay", [0.6, 1.5])
-def test_every_cell_is_within_its_bound(options, decay):
-    a, b = wide_net(1, decay), wide_net(2, decay)
-    seen = [Recorder(net, LAYERS) for net in (a, b)]
-    by_sketch = sc.compare(
-        a, b, batches(inputs()), layers=LAYERS, rank=6, strategy="sketch", allow_inaccurate=True, **options
-    )
-    assert by_sketch.strategy == "sketch"
-    for i, one in enumerate(LAYERS):
-        for j, other in enumerate(LAYERS):
-            # A recorder sees every pass; the rows are those of the first.
-            x, y = (recorder.array(layer)[:700] for recorder, layer in zip(seen, (one, other), strict=True))
-            rho = reference.correlations(x, y, "rank", 6)[0]
-            cell = by_sketch[one, other]
-            assert abs(by_sketch.matrix[i, j] - rho.mean()) <= cell.error_bound
-            assert (np.abs(cell.correlations - rho) <= cell.correlation_error_bounds).all()
-            assert (cell.strategy, cell.width_x, cell.n) == ("sketch", x.shape[1], 700)
-            assert cell.x_weights.shape == (0, 6)
+def test_every_cell_is_within_its_bound(decay):
+    nets = wide_net(1, decay), wide_net(2, decay)
+    seen = [Recorder(net, LAYERS) for net in nets]
+    data = batches(inputs())
+    for net in nets:
+        for batch in data:
+            net(batch)
+    expected = truths(*([recorder.array(layer) for layer in LAYERS] for recorder in seen), 6)
+    for power in (0, 1):
+        r = sc.compare(
+            *nets, data, layers=LAYERS, rank=6, strategy="sketch", directions=24, power=power, allow_inaccurate=True
+        )
+        assert r.strategy == "sketch"
+        for one, row in zip(LAYERS, expected, strict=True):
+            for other, rho in zip(LAYERS, row, strict=True):
+                cell = r[one, other]
+                assert abs(cell.mean - rho.mean()) <= cell.error_bound
+                assert (np.abs(cell.correlations - rho) <= cell.correlation_error_bounds).all()
+                assert (cell.strategy, cell.width_x, cell.n) == ("sketch", 120 if one == "2" else 200, ROWS)
+                assert cell.x_weights.shape == (0, 6)
+        assert (r.layers_a, r.n, r.matrix.shape) == (tuple(LAYERS), ROWS, (3, 3))
 
 
 def test_the_bound_is_no_excuse(two):
@@ -82,7 +91,7 @@ def test_the_numbers_of_svcca_by_sketch(two, power):
     data = batches(inputs())
     how = {"strategy": "sketch", "directions": 30, "power": power, "allow_inaccurate": True}
     r = sc.compare(a, b, data, layers="0", rank=(5, 7), **how)["0", "0"]
-    x, y = (recorder.array("0")[:700] for recorder in seen)
+    x, y = (recorder.array("0")[:ROWS] for recorder in seen)
     own = sc.svcca(x, y, rank=(5, 7), **how)
     assert (r.rank_x, r.rank_y) == (5, 7)
     assert r.correlations.tobytes() == own.correlations.tobytes()
@@ -90,24 +99,23 @@ def test_the_numbers_of_svcca_by_sketch(two, power):
     assert r.correlation_error_bounds.tobytes() == own.correlation_error_bounds.tobytes()
 
 
-def test_batches_do_not_matter(two):
-    results = [
-        sc.compare(*two, batches(inputs(), size), layers=LAYERS, rank=6, strategy="sketch", directions=24)
-        for size in (90, 33, 700)
-    ]
+def test_batches_do_not_matter():
+    """Layers whose outputs have the same bits in any batch: so have the numbers."""
+    mix = torch.randn(60, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(6)) / torch.arange(1, 301)
+    x = inputs(400) @ mix
+    nets = nn.Sequential(nn.ReLU(), nn.Hardtanh()), nn.Sequential(nn.Hardtanh(-2, 0.5))
+    how = {"rank": 6, "strategy": "sketch", "directions": 24, "power": 1, "allow_inaccurate": True}
+    results = [sc.compare(*nets, batches(x, size), **how) for size in (90, 33, 400)]
     assert len({r.matrix.tobytes() for r in results}) == 1
 
 
 def test_a_share_takes_what_it_needs(monkeypatch):
     """The first directions of every layer are too few; more are taken, of the layers that lack them."""
     a, b = wide_net(1, 0.3), wide_net(2, 0.3)
-    made = []
+    made, sketch = [], sys.modules["streamcca.sketch"].Sketch
     layers = sys.modules["streamcca.sketch_layers"]
     monkeypatch.setattr(sys.modules["streamcca.sketch_result"], "_FIRST_DIRECTIONS", 12)
-    monkeypatch.setattr(
-        layers, "Sketch", lambda width, count, dtype: (made.append(count), sc.Sketch(width, count, dtype))[1]
-    )
-    monkeypatch.setattr(layers, "Sketch", type("S", (), {"__new__": lambda _, *s: (made.append(s[1]), SKETCH(*s))[1]}))
+    monkeypatch.setattr(layers, "Sketch", lambda *shape: (made.append(shape[1]), sketch(*shape))[1])
     data = batches(inputs())
     truth = sc.compare(a, b, data, layers=LAYERS, variance=0.9, strategy="covariance")
     r = sc.compare(a, b, data, layers=LAYERS, variance=0.9, strategy="sketch", power=1)
@@ -122,13 +130,10 @@ def test_a_share_takes_what_it_needs(monkeypatch):
         sc.compare(a, b, data, layers=LAYERS, variance=0.9, strategy="sketch", directions=12)
 
 
-SKETCH = sys.modules["streamcca.sketch"].Sketch
-
-
 def test_narrow_layers_beside_wide_ones_are_whole(two):
     """Directions for all neurons of a layer: nothing lies outside, and the bound is that of rounding."""
     torch.manual_seed(5)
-    nets = [nn.Sequential(net[0], nn.Linear(500, 10).double()) for net in two]
+    nets = [nn.Sequential(net[0], nn.Linear(200, 10).double()) for net in two]
     data = batches(inputs())
     truth = sc.compare(*nets, data, layers="1", variance=0.99, strategy="covariance")
     r = sc.compare(*nets, data, layers=["0", "1"], variance=0.99, strategy="sketch")
@@ -161,7 +166,7 @@ class Dropping:
 
 
 def test_another_second_pass_is_refused(two):
-    with pytest.raises(sc.ReplayError, match="gave 7 batches, expected 8"):
+    with pytest.raises(sc.ReplayError, match="gave 5 batches, expected 6"):
         sc.compare(*two, Dropping(batches(inputs())), layers="0", rank=5, strategy="sketch")
 
 
@@ -178,7 +183,7 @@ def test_another_second_pass_is_refused(two):
         ({"strategy": "covariance", "power": 1}, "power: got 1, which only strategy='sketch' knows"),
         ({"strategy": "auto", "directions": 9}, "directions: got 9, which only strategy='sketch' knows"),
         ({"strategy": "qr", "ridge": 0.1}, "ridge: got 0.1; strategy='qr'"),
-        ({"rank": 400}, "rank 400 is more than the"),
+        ({"rank": 190}, "rank 190 is more than the 59 directions"),
     ],
 )
 def test_refusals(two, change, sentence):
@@ -207,30 +212,38 @@ def test_iterators_nan_and_constant_layers(two):
 # ------------------------------------------------------------------ the planner
 
 
-def test_sketched_where_nothing_else_fits(two, capsys):
-    how = {"layers": LAYERS, "rank": 3, "directions": 20, "allow_inaccurate": True}
-    many = batches(inputs(4000), 500)
-    r = sc.compare(*two, many, memory=13 << 20, progress=True, **how)
+def test_sketched_where_nothing_else_fits(capsys):
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(60, 1500)) for _ in range(2)]
+    how = {"layers": "0", "rank": 3, "directions": 20, "allow_inaccurate": True}
+    many = batches(inputs(3000, torch.float32), 500)
+    bill = sc.plan({"a:0": 1500, "b:0": 1500}, 3000, kept=3, memory=1 << 30)
+    need = {route.strategy: route.memory for route in bill.routes}
+    assert need["sketch"] < 30 << 20 < min(need[way] for way in ("covariance", "replay", "gram", "qr"))
+    r = sc.compare(*nets, many, memory=30 << 20, progress=True, **how)
     assert r.strategy == "sketch"
-    bill = capsys.readouterr().err
-    assert "sketch" in bill
-    assert "<- taken" in bill.split("sketch", 1)[1].splitlines()[0]
-    with pytest.raises(sc.MemoryLimitError, match="sketch needs .* memory= leaves 4.0 MiB"):
-        sc.compare(*two, many, memory=4 << 20, **how)
-    # An iterator has no replay; what is left is said.
+    printed = capsys.readouterr().err
+    assert "<- taken" in next(line for line in printed.splitlines() if line.startswith("sketch"))
+    with pytest.raises(sc.MemoryLimitError, match="no route fits: .*sketch needs .* memory= leaves 4.0 MiB"):
+        sc.compare(*nets, many, memory=4 << 20, **how)
+    # The planner counts the directions that were asked for.
+    with pytest.raises(sc.MemoryLimitError, match="no route fits: .*sketch needs"):
+        sc.compare(*nets, many, memory=30 << 20, **how | {"directions": 900})
+    # An iterator has no replay; a sketch has no neurons to weigh.
     with pytest.raises(sc.MemoryLimitError, match="read twice"):
-        sc.compare(*two, iter(many), memory=13 << 20, **how)
-    # What a sketch cannot answer is not sketched.
-    with pytest.raises(sc.MemoryLimitError, match=r"covariance needs [^k]* leaves"):
-        sc.compare(*two, many, memory=13 << 20, layers=LAYERS, measure="pwcca")
+        sc.compare(*nets, iter(many), memory=30 << 20, **how)
+    with pytest.raises(sc.MemoryLimitError, match=r"no route fits: covariance needs [^k]* leaves"):
+        sc.compare(*nets, many, memory=30 << 20, layers="0", measure="pwcca")
 
 
 def test_more_directions_than_fit_are_refused(monkeypatch):
     """A share of a slow spectrum wants more and more; it ends at the limit, not in the swap."""
     monkeypatch.setattr(sys.modules["streamcca.sketch_result"], "_FIRST_DIRECTIONS", 12)
     nets = wide_net(1, 0.1), wide_net(2, 0.1)
-    with pytest.raises(sc.MemoryLimitError, match=r"sketch: \d+ directions of layer 'a:0' and those of the others"):
-        sc.compare(*nets, batches(inputs()), layers=LAYERS, variance=0.99, strategy="sketch", memory=13 << 20)
+    bill = sc.plan({"a:0": 200, "b:0": 200}, 540, kept=0.1, itemsize=8, memory=1 << 30)
+    need = next(route.memory for route in bill.routes if route.strategy == "sketch")
+    with pytest.raises(sc.MemoryLimitError, match=r"sketch: \d+ directions of layer '.:0' and those of the others"):
+        sc.compare(*nets, batches(inputs()), layers="0", variance=0.99, strategy="sketch", memory=need)
 
 
 # ------------------------------------------------------------------ QR
@@ -238,12 +251,12 @@ def test_more_directions_than_fit_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("measure", ["svcca", "cca", "pwcca"])
 def test_qr_agrees_with_covariances(two, measure):
-    nets = [nn.Sequential(net, nn.Linear(300, 12).double(), nn.ReLU()) for net in two]
+    nets = [nn.Sequential(net, nn.Linear(120, 12).double(), nn.ReLU()) for net in two]
     layers, data = ["1", "2"], batches(inputs())
     truth = sc.compare(*nets, data, layers=layers, measure=measure, strategy="covariance")
     r = sc.compare(*nets, iter(data), layers=layers, measure=measure, strategy="qr")
     assert r.strategy == "qr"
-    assert r.n == 700
+    assert r.n == ROWS
     np.testing.assert_allclose(r.matrix, truth.matrix, atol=1e-9)
     assert r["1", "2"].precision == "float64 (QR)"
     x_weights = [np.abs(which["1", "2"].x_weights) for which in (r, truth)]
@@ -267,4 +280,4 @@ def test_qr_keeps_digits_that_covariances_lose():
 
 def test_qr_is_refused_where_its_factor_does_not_fit(two):
     with pytest.raises(sc.MemoryLimitError, match="strategy='qr' does not fit: .*qr needs"):
-        sc.compare(*two, batches(inputs()), layers=LAYERS, rank=3, strategy="qr", memory=20 << 20)
+        sc.compare(*two, batches(inputs()), layers=LAYERS, rank=3, strategy="qr", memory=1 << 20)

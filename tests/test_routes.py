@@ -91,6 +91,16 @@ def test_a_sketch_is_near_and_says_how_near(decaying, tmp_path):
         sc.svcca(iter([(x, y)]), rank=8, **SKETCHED)
 
 
+def test_views_with_fewer_directions_than_the_sketch(rng):
+    """Rows of 9 latents: Ritz values of the other directions are 0 or rounding, and no share depends on them."""
+    latent = rng.standard_normal((300, 9))
+    x, y = latent @ rng.standard_normal((9, 80)), (latent + 0.5) @ rng.standard_normal((9, 70))
+    for share in (0.9, 1 - 1e-9):
+        r, truth = (sc.svcca(x, y, variance=share, strategy=s, precision="float64") for s in ("sketch", "covariance"))
+        assert (r.rank_x, r.rank_y) == (truth.rank_x, truth.rank_y)
+        np.testing.assert_allclose(r.correlations, truth.correlations, atol=1e-9)
+
+
 @pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
 def test_a_sketch_goes_on_in_its_folder(decaying, tmp_path):
     x, y = decaying(600, 200, 150, power=1.0)
