@@ -92,7 +92,7 @@ def test_other_models_do_not_take_these_rows(tmp_path):
         ({"ridge": 0.1}, "no neurons to add it to"),
         ({"nonfinite": "skip"}, "takes 'raise' only"),
         ({"strategy": "covariance", "folder": "f"}, "only strategy='gram' keeps"),
-        ({"strategy": "sketch"}, "got 'sketch', expected one of 'auto', 'covariance', 'replay', 'gram'"),
+        ({"strategy": "joint"}, "got 'joint', expected one of 'auto', 'covariance', 'replay', 'gram', 'sketch'"),
     ],
 )
 def test_refusals(change, sentence):

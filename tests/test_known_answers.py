@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_linnerud
 
 import streamcca as sc
+from streamcca.significance import wachter_mean
 
 
 def test_linnerud_as_sas_prints_it():
@@ -60,7 +61,9 @@ def test_kornblith_demo_svcca(kornblith, share, ranks, expected):
     ],
 )
 def test_chance_level_of_the_papers(kx, ky, n, mean, edge):
-    assert sc.null_mean(kx, ky, n) == pytest.approx(mean, abs=5.1e-5)
+    assert wachter_mean(kx, ky, n) == pytest.approx(mean, abs=5.1e-5)
+    # Finite views score up to 0.7 % less here than that law (docs/statistics.md).
+    assert sc.null_mean(kx, ky, n) == pytest.approx(mean, abs=5e-4)
     assert sc.null_edges(kx, ky, n)[1] == pytest.approx(edge, abs=5.1e-4)
 
 

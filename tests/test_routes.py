@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import streamcca as sc
+from streamcca.cli import main
 
 ROUTES = ("covariance", "gram", "qr")
 
@@ -91,6 +93,16 @@ def test_a_sketch_is_near_and_says_how_near(decaying, tmp_path):
         sc.svcca(iter([(x, y)]), rank=8, **SKETCHED)
 
 
+def test_views_with_fewer_directions_than_the_sketch(rng):
+    """Rows of 9 latents: Ritz values of the other directions are 0 or rounding, and no share depends on them."""
+    latent = rng.standard_normal((300, 9))
+    x, y = latent @ rng.standard_normal((9, 80)), (latent + 0.5) @ rng.standard_normal((9, 70))
+    for share in (0.9, 1 - 1e-9):
+        r, truth = (sc.svcca(x, y, variance=share, strategy=s, precision="float64") for s in ("sketch", "covariance"))
+        assert (r.rank_x, r.rank_y) == (truth.rank_x, truth.rank_y)
+        np.testing.assert_allclose(r.correlations, truth.correlations, atol=1e-9)
+
+
 @pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
 def test_a_sketch_goes_on_in_its_folder(decaying, tmp_path):
     x, y = decaying(600, 200, 150, power=1.0)
@@ -139,3 +151,47 @@ def test_sketched_where_nothing_else_fits(monkeypatch, decaying):
     # What only covariances can answer is refused, not sketched.
     with pytest.raises(sc.MemoryLimitError, match="covariance needs"):
         sc.pwcca(x, y)
+
+
+# ------------------------------------------------------------------ the command line
+
+
+@pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
+@pytest.mark.parametrize("strategy", ["auto", "covariance", "gram", "sketch", "qr"])
+def test_the_command_line_forces_a_route(strategy, decaying, tmp_path, capsys, monkeypatch):
+    x, y = decaying(300, 60, 50, power=1.0)
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    arguments = ["compare", "x.npy", "y.npy", "--rank", "4", "--json", "--quiet", "--strategy", strategy]
+    more = ["--directions", "30", "--power", "1", "--folder", "state"] if strategy == "sketch" else []
+    assert main([*arguments, *more]) == 0
+    out = json.loads(capsys.readouterr().out)
+    options = {"directions": 30, "power": 1} if strategy == "sketch" else {}
+    expected = sc.svcca(x, y, rank=4, strategy=strategy, **options)
+    assert out == json.loads(json.dumps(expected.to_dict()))
+    assert out["strategy"] == ("covariance" if strategy == "auto" else strategy)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "y.npy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--strategy", "replay"], 2, "invalid choice"),
+        (["--measure", "pwcca", "--strategy", "gram"], 3, "pwcca: the Gram route keeps no neurons"),
+        (["--measure", "cca", "--strategy", "sketch"], 3, "sketch: got no truncation"),
+        (["--strategy", "gram", "--power", "1"], 3, "power: got 1, which only strategy='sketch' knows"),
+        (["--measure", "pwcca", "--directions", "9"], 2, "--directions goes with --measure svcca, not with pwcca"),
+        (["--strategy", "qr", "--folder", "f"], 3, "folder: got a folder"),
+    ],
+)
+def test_what_the_command_line_refuses(arguments, code, sentence, views, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in zip("xy", views, strict=True):
+        np.save(f"{name}.npy", rows)
+    try:
+        got = main(["compare", "x.npy", "y.npy", *arguments])
+    except SystemExit as error:
+        got = error.code
+    assert got == code
+    assert sentence in capsys.readouterr().err

@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         help="gram: layers of any width, few rows; sketch: of any width, many rows; qr: ill-conditioned layers",
     )
     compare.add_argument("--folder", metavar="DIR", help="where a killed job of strategy gram or sketch goes on")
+    compare.add_argument("--directions", type=_count, metavar="L", help="directions of each sketch (svcca)")
+    compare.add_argument("--power", type=_count, default=0, metavar="STEPS", help="power steps of a sketch (svcca; 0)")
     compare.add_argument("--plot", metavar="OUT.png", help="draw the correlations (needs matplotlib)")
     compare.add_argument("--allow-underdetermined", action="store_true")
     compare.add_argument("--allow-inaccurate", action="store_true")
@@ -127,6 +129,8 @@ def _compare(args: argparse.Namespace) -> int:
     if args.plot:
         _check_picture(args.plot)
     options: dict[str, Any] = {"side": args.side or "x"} if args.measure == "pwcca" else {}
+    if args.measure == "svcca":
+        options = {"directions": args.directions, "power": args.power}
     result = {"svcca": svcca, "cca": cca, "pwcca": pwcca}[args.measure](
         args.x,
         args.y,
@@ -242,6 +246,9 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     """Check what argparse cannot say; a complaint exits with the usage and code 2."""
     if getattr(args, "side", None) is not None and args.measure != "pwcca":
         parser.error(f"--side goes with --measure pwcca, not with {args.measure}")
+    for name in ("directions", "power"):
+        if getattr(args, name, None) and args.measure != "svcca":
+            parser.error(f"--{name} goes with --measure svcca, not with {args.measure}")
     if getattr(args, "plot", None) is not None and Path(args.plot).suffix.lower() != ".png":
         parser.error(f"--plot: got {args.plot}, expected a name that ends in .png")
 

@@ -17,6 +17,7 @@ from streamcca.pairing import FULL, VARIANCE_99, Measure, Progress
 from streamcca.plan import Strategy
 from streamcca.resize import Resize, ResizeBy, make_resizer
 from streamcca.results import LayerComparison
+from streamcca.routes import refuse_sketching
 from streamcca.rows import Rows
 from streamcca.scores import SubspaceScores, tell
 from streamcca.subspace import Rule, checked_ridge, parse_rule
@@ -72,6 +73,8 @@ def compare(  # type: ignore[misc]
     strategy: Strategy = "auto",
     memory: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    directions: int | None = None,
+    power: int = 0,
     precision: Precision = "auto",
     nonfinite: NonFinite = "raise",
     device: str | None = None,
@@ -116,10 +119,15 @@ def compare(  # type: ignore[misc]
         How to run a model on a batch, if the above does not fit.
     strategy, memory
         How the pairs of two models are formed, and how many bytes that may take; see `plan`, whose bill is printed
-        where a progress bar is shown. ``'replay'`` reads the loader twice; ``'gram'`` writes all rows to disk.
+        where a progress bar is shown. ``'replay'`` and ``'sketch'`` read the loader twice or more often; ``'gram'``
+        writes all rows to disk; ``'qr'`` is for ill-conditioned layers, and only taken when asked for.
     folder : path, optional
         For ``'gram'``: where the rows wait. A job that was killed does not write again what is there when it is started
         again with the same folder, models and loader. By default a temporary folder.
+    directions, power
+        For ``'sketch'``: directions of each layer, by default as many as the rule turns out to need, and power steps,
+        a pass each, which bring a slowly decaying spectrum much closer; see `svcca`. The cells hold no weights of
+        neurons.
     precision, nonfinite, device, threads
         As in `Moments`; ``device='cpu'`` copies rows that are elsewhere.
     progress : 'auto' or bool
@@ -180,6 +188,7 @@ def compare(  # type: ignore[misc]
     one_by_one = not (hasattr(model_a, "named_modules") and hasattr(model_b, "named_modules"))
     if one_by_one:
         _refuse_options_of_two(layers_b, loader_b, strategy, memory, nonfinite, folder)
+        refuse_sketching({"directions": directions, "power": power})
     if isinstance(model_a, SubspaceScores) and isinstance(model_b, SubspaceScores):
         result, notes = compare_scores(model_a, model_b, pairing, allow_other_probe)
         tell(notes, stacklevel=2)
@@ -211,7 +220,13 @@ def compare(  # type: ignore[misc]
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
     ridge = checked_ridge(ridge)
     options = {"precision": precision, "nonfinite": nonfinite, "threads": threads, "device": "cpu"}
-    bounds = {"strategy": strategy, "memory": memory, "folder": folder}
+    bounds = {
+        "strategy": strategy,
+        "memory": memory,
+        "folder": folder,
+        "directions": directions,
+        "power": power,
+    }
     return _two_models(sweep, rule, options, pairing | {"ridge": ridge}, bounds, progress)
 
 

@@ -15,8 +15,13 @@ from streamcca.moments import Moments
 from streamcca.pairing import Progress, correlate
 from streamcca.plan import Plan, Way, kept_by, plan_among, replay_bytes
 from streamcca.projection import Projector
+from streamcca.qr import QRMoments
+from streamcca.qr_cca import qr_correlate, qr_cut
 from streamcca.results import CCAResult
+from streamcca.routes import refuse_sketching
 from streamcca.scores import check_repeatable
+from streamcca.sketch_layers import LayerSketches, Sketching
+from streamcca.sketch_route import check_sketching, sketch_refuses
 from streamcca.sources import progress_wanted
 from streamcca.spool import Spool
 from streamcca.subspace import Rule, truncate_view
@@ -24,15 +29,17 @@ from streamcca.sweep import BatchRows, Sweep
 from streamcca.watch import check_same_layers
 
 Pairing = Callable[[str, str], tuple[CCAResult, list[StreamCCAWarning]]]
-WAYS: tuple[Way, ...] = ("covariance", "replay", "gram")
+WAYS: tuple[Way, ...] = ("covariance", "replay", "gram", "sketch", "qr")
 
 
 class LayerPairs:
-    """What the first pass keeps, moments of the layers or, for Gram matrices, rows on disk; and what pairs them."""
+    """What the first pass keeps of the layers, moments, sketches, a factor, or rows on disk; and what pairs them."""
 
     bill: Plan
     moments: Moments
     spool: Spool
+    sketches: LayerSketches
+    factor: QRMoments
 
     def __init__(
         self,
@@ -48,8 +55,9 @@ class LayerPairs:
         self._bounds, self._progress, self._stack = bounds, progress, stack
         self._widths: dict[str, int] | None = None
         self._rows = 0
-        if bounds["strategy"] == "replay":
+        if bounds["strategy"] in ("replay", "sketch"):
             check_repeatable(sweep)
+        _check_sketching(bounds)
 
     def add(self, batch: BatchRows) -> None:
         """Count the rows of one batch; the first shows the widths, by which the way is chosen."""
@@ -60,6 +68,10 @@ class LayerPairs:
         check_same_layers(batch, self._widths)
         if self.bill.strategy == "gram":
             self.spool.add(batch, self._rows)
+        elif self.bill.strategy == "sketch":
+            self.sketches.add(batch)
+        elif self.bill.strategy == "qr":
+            self.factor.update(batch)
         else:
             self.moments.update(batch)
         self._rows += count
@@ -80,6 +92,8 @@ class LayerPairs:
             strategy=self._bounds["strategy"],
             kept=kept_by(self._rule),
             itemsize=max(x.element_size() for x in batch.values()),
+            directions=self._bounds["directions"],
+            power=self._bounds["power"],
         )
         if progress_wanted(self._progress):
             print(self.bill, file=sys.stderr)
@@ -93,21 +107,52 @@ class LayerPairs:
             return
         if folder is not None:
             raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")
-        if way == "replay":
+        if way in ("replay", "sketch"):
             self._sweep.remember()
+        if way == "sketch":
+            self.sketches = self._sketches(batch, cross)
+            return
+        refuse_sketching({name: self._bounds[name] for name in ("directions", "power")})
+        if way == "qr":
+            self.factor = QRMoments(self._widths, self._options["nonfinite"])
+            return
         self.moments = Moments(self._widths, pairs=own + (cross if way == "covariance" else []), **self._options)
 
+    def _sketches(self, batch: BatchRows, cross: list[tuple[str, str]]) -> LayerSketches:
+        assert self._widths is not None  # noqa: S101 - `add` set them
+        sketching = Sketching(self._bounds["directions"], self._bounds["power"], self._options["precision"])
+        return LayerSketches(
+            self._sweep,
+            self._widths,
+            self._rule,
+            {name: self._value(name[:2]) for name in self._widths},
+            sketching,
+            double=any(x.element_size() == 8 for x in batch.values()),
+            bill=self.bill,
+            pairs=cross,
+            threads=self._options["threads"],
+        )
+
     def _ways(self) -> tuple[Way, ...]:
-        asked = self._bounds["strategy"]
-        needs_neurons = gram_refuses(self._pairing["measure"], self._pairing["ridge"], self._options["nonfinite"])
-        if needs_neurons and asked == "gram":
-            raise InputError(needs_neurons)
-        return WAYS[:2] if needs_neurons else WAYS
+        measure, ridge, nonfinite = self._pairing["measure"], self._pairing["ridge"], self._options["nonfinite"]
+        refusals = {
+            "gram": gram_refuses(measure, ridge, nonfinite),
+            "sketch": sketch_refuses(self._rule, measure, ridge, nonfinite),
+            "qr": f"ridge: got {ridge:g}; strategy='qr' is for layers as they are: use 'covariance', or 0"
+            * bool(ridge),
+        }
+        if refusals.get(self._bounds["strategy"]):
+            raise InputError(refusals[self._bounds["strategy"]])
+        return tuple(way for way in WAYS if not refusals.get(way))
 
     def pairing(self, views: Mapping[str, str]) -> tuple[Pairing, int | float]:
         """Return what compares two views, and the number of rows; `views` says which model each belongs to."""
         if self.bill.strategy == "gram":
             return self._pair_scores(views), self._rows
+        if self.bill.strategy == "sketch":
+            return self._pair_sketches(), self._rows
+        if self.bill.strategy == "qr":
+            return self._pair_factors(views), self.factor.n
         truncated = {
             name: truncate_view(self.moments, name, self._rule, self._value(key), self._pairing["ridge"])
             for name, key in views.items()
@@ -130,6 +175,17 @@ class LayerPairs:
     def _value(self, key: str) -> float:
         return self._rule.x if key == "a:" else self._rule.y
 
+    def _pair_sketches(self) -> Pairing:
+        self.sketches.finish()
+        # A sketch with a rule has neither a side nor a ridge.
+        how = {key: value for key, value in self._pairing.items() if key not in ("side", "ridge")}
+        return lambda a, b: self.sketches.pair(a, b, **how)
+
+    def _pair_factors(self, views: Mapping[str, str]) -> Pairing:
+        cuts = {name: qr_cut(self.factor, name, self._rule, self._value(key)) for name, key in views.items()}
+        how = {key: value for key, value in self._pairing.items() if key != "ridge"}
+        return lambda a, b: qr_correlate(cuts[a], cuts[b], **how)
+
     def _pair_scores(self, views: Mapping[str, str]) -> Pairing:
         self.spool.finish()
         how = {key: self._options[key] for key in ("precision", "threads")} | {"progress": self._progress}
@@ -140,6 +196,12 @@ class LayerPairs:
             spaces[name] = truncate_gram(one, name, self._rule, self._value(key))
         remove_files(self.spool.folder, self.spool)
         return lambda a, b: correlate_scores(spaces[a], spaces[b], **self._pairing)
+
+
+def _check_sketching(bounds: Mapping[str, Any]) -> None:
+    check_sketching(bounds["directions"], bounds["power"])
+    if bounds["strategy"] not in ("auto", "sketch"):
+        refuse_sketching({name: bounds[name] for name in ("directions", "power")})
 
 
 def _check_second_pass(bill: Plan, ranks: Mapping[str, int], widths: Mapping[str, int]) -> None:

@@ -93,7 +93,7 @@ def result_of(
         )
     result = CCAResult(
         measure=measure,
-        mean=numbers["mean"],
+        mean=min(1.0, numbers["mean"]),  # shares of 1 / m add up to 1 but for their rounding
         correlations=numbers["correlations"],
         rank_x=kx,
         rank_y=ky,

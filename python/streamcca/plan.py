@@ -227,6 +227,8 @@ def plan_among(
     strategy: Strategy,
     kept: float,
     itemsize: int = 4,
+    directions: int | None = None,
+    power: int = 0,
 ) -> Plan:
     """Plan with the routes that a caller can take; see `plan`."""
     views = checked_views(shapes)
@@ -248,7 +250,7 @@ def plan_among(
         "covariance": _covariance_route(views, wanted, limit, ranks),
         "replay": _replay_route(views, wanted, limit, ranks) if replay else None,
         "gram": _gram_route(views, n, limit, itemsize) if n else None,
-        "sketch": _sketch_route(views, n, limit, kept, itemsize) if replay else None,
+        "sketch": _sketch_route(views, n, wanted, limit, kept, itemsize, directions, power) if replay else None,
         "qr": _qr_route(views, n, limit),
     }
     if strategy == "gram" and not n:
@@ -323,12 +325,21 @@ def _gram_route(views: dict[str, int], n: int, limit: int, itemsize: int) -> Rou
     return Route("gram", 1, memory, gram_flops(n, widths) / n, memory <= limit, n * sum(widths) * itemsize)
 
 
-def _sketch_route(views: dict[str, int], n: int | None, limit: int, kept: float, itemsize: int) -> Route:
+def _sketch_route(
+    views: dict[str, int],
+    n: int | None,
+    pairs: list[tuple[str, str]],
+    limit: int,
+    kept: float,
+    itemsize: int,
+    directions: int | None,
+    power: int,
+) -> Route:
     widths, size = tuple(views.values()), 8 if itemsize == 8 else 4
     rule = Rule("rank", kept, kept) if isinstance(kept, int) else Rule("variance", kept, kept)
-    directions = default_directions(rule, rule.x, widths, size)
+    count = directions or default_directions(rule, rule.x, widths, size)
     rank = kept if isinstance(kept, int) else None
-    memory, passes, flops = sketch_cost(widths, directions, n, rank=rank, itemsize=size)
+    memory, passes, flops = sketch_cost(widths, count, n, power, rank=rank, itemsize=size, pairs=_indices(views, pairs))
     return Route("sketch", passes, memory, flops, memory <= limit, exact=False)
 
 

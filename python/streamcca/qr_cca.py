@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -22,11 +22,12 @@ PRECISION = "float64 (QR)"
 
 
 @dataclass(frozen=True)
-class _Side:
+class QRCut:
     """One view, cut, in the form that this module and the checks of `streamcca.pairing` take."""
 
     cut: Cut
     truncated: Truncated
+    kept: KeptView
 
 
 def qr_compare(
@@ -89,12 +90,30 @@ def qr_compare(
     >>> bool(1 - 1e-9 < result.mean <= 1)
     True
     """
-    x, y = _side(moments, a, rule, rule.x), _side(moments, b, rule, rule.y)
-    moments._check_ddof(1)
+    return qr_correlate(
+        qr_cut(moments, a, rule, rule.x),
+        qr_cut(moments, b, rule, rule.y),
+        measure=measure,
+        side=side,
+        allow_underdetermined=allow_underdetermined,
+        allow_inaccurate=allow_inaccurate,
+    )
+
+
+def qr_correlate(
+    x: QRCut,
+    y: QRCut,
+    *,
+    measure: Measure,
+    side: str = "",
+    allow_underdetermined: bool = False,
+    allow_inaccurate: bool = False,
+) -> tuple[CCAResult, list[StreamCCAWarning]]:
+    """Compare two views that are cut; see `qr_compare`."""
     variates = _variates(x.cut, y.cut)
     shares = _shares(x.cut, y.cut, variates, side)
     bounds = bounds_of(x.cut, y.cut, variates, shares, side)
-    root = (moments.n - 1) ** 0.5
+    root = (x.truncated.n - 1) ** 0.5
     numbers = {
         "mean": float(shares @ variates.correlations),
         "mean_error_bound": bounds.mean,
@@ -115,29 +134,30 @@ def qr_compare(
         allow_inaccurate=allow_inaccurate,
         remedy="truncate more",
     )
-    return replace(result, strategy="qr", **_remembered(moments, x, y)), notes
+    result = replace(result, strategy="qr", x_mean=x.kept.mean, x_kept=x.kept, y_mean=y.kept.mean, y_kept=y.kept)
+    return result, notes
 
 
-def _side(moments: QRMoments, view: str, rule: Rule, value: float) -> _Side:
+def qr_cut(moments: QRMoments, view: str, rule: Rule, value: float) -> QRCut:
+    """Cut one view of `QRMoments`; `value` is the rule's value for its side."""
+    columns = moments.columns(view)
     try:
-        cut = cut_view(moments.factor(), moments.columns(view), rule.name, value)
+        cut = cut_view(moments.factor(), columns, rule.name, value)
     except (InputError, NumericError) as error:
         raise type(error)(f"view {view!r}: {error}") from None
+    moments._check_ddof(1)
     # It has all of a native truncated view that the checks look at.
     native = cast(TruncatedView, cut)
-    return _Side(cut, Truncated(view, rule, native, moments.n, moments.rows, PRECISION))
+    kept = _kept(moments, view, cut)
+    return QRCut(cut, Truncated(view, rule, native, moments.n, moments.rows, PRECISION), kept)
 
 
-def _remembered(moments: QRMoments, x: _Side, y: _Side) -> dict[str, Any]:
+def _kept(moments: QRMoments, view: str, cut: Cut) -> KeptView:
     """Return means and kept directions for a result; columns of the factor are deviations times sqrt(n - 1)."""
-    found: dict[str, Any] = {}
-    for name, side in (("x", x), ("y", y)):
-        columns = moments.columns(side.truncated.view)
-        variances = np.square(moments.factor().centered[: columns.stop, columns]).sum(axis=0) / (moments.n - 1)
-        basis = side.cut.right * side.cut.scale[:, None], side.cut.eigenvalues / (moments.n - 1)
-        found[f"{name}_mean"] = moments.mean(side.truncated.view)
-        found[f"{name}_kept"] = KeptView(found[f"{name}_mean"], variances, own=basis)
-    return found
+    columns = moments.columns(view)
+    variances = np.square(moments.factor().centered[: columns.stop, columns]).sum(axis=0) / (moments.n - 1)
+    basis = cut.right * cut.scale[:, None], cut.eigenvalues / (moments.n - 1)
+    return KeptView(moments.mean(view), variances, own=basis)
 
 
 def _variates(x: Cut, y: Cut) -> Variates:

@@ -127,7 +127,11 @@ def share_choice(side: Ritz, value: float, unit: float, n: float) -> tuple[int, 
         raise InputError("every neuron is constant over the rows, so no direction can be kept; leave the view out")
     slack = 4 * unit / n**0.5 + 2.0**-49
     shares = np.cumsum(side.values) / side.trace
-    above = np.cumsum(side.values + np.square(side.residuals).sum(axis=0) / side.gaps) / side.trace
+    # An eigenvalue lies above its Ritz value by |residual|^2 / gap at most, and by |residual|: that counts where a view
+    # has fewer directions than the basis, and Ritz values are rounding, or 0.
+    size, gaps = np.sqrt(np.square(side.residuals).sum(axis=0)), side.gaps
+    lift = size * np.divide(size, gaps, out=np.ones_like(size), where=size < gaps)
+    above = np.cumsum(side.values + lift) / side.trace
 
     def first(reached: np.typing.NDArray[np.bool_]) -> int:
         return int(np.argmax(reached)) + 1 if reached.any() else -1

@@ -53,7 +53,7 @@ def route(
     data, way = choose(data, _WAYS, strategy, rule=rule, progress=accumulate["progress"], refusals=refusals)
     if way == "sketch":
         return _by_sketch(data, rule, folder, accumulate, sketching or {}, options)
-    _refuse_sketching(sketching)
+    refuse_sketching(sketching)
     state, a, b = collect(data, way, folder, accumulate)
     if isinstance(state, Gram):
         spaces = [truncate_gram(state.view(v), v, rule, value) for v, value in ((a, rule.x), (b, rule.y))]
@@ -90,7 +90,13 @@ def _by_sketch(
             place.rmdir()
 
 
-def _refuse_sketching(sketching: dict[str, Any] | None) -> None:
+def refuse_sketching(sketching: Mapping[str, Any] | None) -> None:
+    """Refuse options of a sketch on another route.
+
+    Raises
+    ------
+    InputError
+    """
     usual = {"directions": None, "power": 0, "replay": True}
     for name, value in (sketching or {}).items():
         if value != usual[name] or isinstance(value, bool) != isinstance(usual[name], bool):

@@ -9,17 +9,27 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
-from streamcca._backend import FloatArray
-from streamcca.errors import AccuracyError, InputError, StateFileError, StreamCCAWarning
+from streamcca.errors import InputError, StateFileError, StreamCCAWarning
 from streamcca.moments import Moments
-from streamcca.pairing import REFUSE_ABOVE, Measure, correlate
-from streamcca.passes import PairPasses, bits_of, widened
-from streamcca.range_finder import RangeFinder, block_rows
+from streamcca.pairing import Measure
+from streamcca.passes import PairPasses, bits_of
+from streamcca.range_finder import RangeFinder
 from streamcca.results import CCAResult
-from streamcca.ritz import PROBES, Ritz, moved_by_others, noise_of, ritz_of, share_choice, truncated
 from streamcca.sketch import Sketch
-from streamcca.sketch_result import REMEDY, default_directions, finished
-from streamcca.sketch_state import Checkpoint, Ranks, RowPrints, TooFewError, View
+from streamcca.sketch_result import default_directions
+from streamcca.sketch_state import Checkpoint, Ranks, RowPrints, View
+from streamcca.sketch_views import (
+    Blocks,
+    coordinates,
+    correlate_cuts,
+    cut,
+    empty_sums,
+    end_power_step,
+    ready_for_replay,
+    size_of,
+    take_over,
+    values_of,
+)
 from streamcca.sources import progress_bar
 from streamcca.subspace import Rule
 from streamcca.wide import AnyArray
@@ -76,8 +86,9 @@ class Job:
 
     def directions(self, side: int) -> int:
         """L of one view."""
-        value = (self.rule.x, self.rule.y)[side]
-        return self.config["directions"] or default_directions(self.rule, value, self.widths, self.dtype.itemsize)
+        return self.config["directions"] or default_directions(
+            self.rule, self._value(side), self.widths, self.dtype.itemsize
+        )
 
     # ------------------------------------------------------------------ the passes
 
@@ -109,7 +120,7 @@ class Job:
             for x, y in self.passes.batches(self.prints.rows):
                 for start, rows in zip(starts, (x, y), strict=True):
                     start.update(rows)
-                x, y = _values(x), _values(y)
+                x, y = values_of(x), values_of(y)
                 self.prints.remember(x, y)
                 bar.update(len(x))
                 if self.file.due:
@@ -125,68 +136,29 @@ class Job:
             self.n = start.n
         if self.n < 2:
             raise InputError(f"the data hold {self.n} rows; expected at least 2")
-        view.trace = start.trace
-        view.center = start.mean.astype(self.dtype)
-        if isinstance(start, Sketch):
-            start.finish()
-            values, view.cap = start.certificate()
-            self._check_reach(side, view, values)
-        view.parts, view.spare = start.take_basis()
+        take_over(view, start, self.dtype, self.rule, self._value(side))
 
-    def _check_reach(self, side: int, view: View, values: FloatArray) -> None:
-        """Raise TooFewError if even the upper bounds of the leading eigenvalues do not reach the share."""
-        count = self.directions(side)
-        if self.rule.name != "variance" or count >= view.width or len(values) < count:
-            return
-        most = values + view.cap
-        if most.sum() < self.rule.x * view.trace:
-            lacking = (self.rule.x * view.trace - float(most.sum())) / float(most[-1])
-            raise TooFewError(
-                view.name,
-                count,
-                float(values.sum()) / view.trace,
-                min(view.width, max(2 * count, int(1.2 * (count + lacking)) + 1)),
-            )
+    def _value(self, side: int) -> float:
+        return (self.rule.x, self.rule.y)[side]
 
     def _blocks(self, first: int, description: str) -> Iterator[tuple[int, list[AnyArray]]]:
         """Centered rows of both views, a fixed number at a time, with the number of the row after them."""
-        count = block_rows(max(self.widths), self.dtype.itemsize)
-        blocks = [np.empty((count, width), dtype=self.dtype) for width in self.widths]
-        at, filled = first, 0
+        blocks = Blocks(self.views, self.dtype, first)
         with progress_bar(self.progress, self.prints.rows, "row", description) as bar:
             bar.update(first)
             for batch in self.passes.batches(first):
-                x, y = (_values(rows) for rows in batch)
-                self.prints.compare(at + filled, x, y)
-                done = 0
-                while done < len(x):
-                    some = min(count - filled, len(x) - done)
-                    for view, block, rows in zip(self.views, blocks, (x, y), strict=True):
-                        assert view.center is not None  # noqa: S101 - since the first pass
-                        np.subtract(
-                            rows[done : done + some],
-                            view.center,
-                            out=block[filled : filled + some],
-                            casting="same_kind",
-                        )
-                    filled, done = filled + some, done + some
-                    if filled == count:
-                        at, filled = at + count, 0
-                        yield at, blocks
+                x, y = (values_of(rows) for rows in batch)
+                self.prints.compare(blocks.rows + blocks.pending, x, y)
+                for block in blocks.add((x, y)):
+                    yield blocks.rows, block
                 bar.update(len(x))
-        self.prints.check_count(at + filled)
-        if filled:
-            yield at + filled, [block[:filled] for block in blocks]
+        self.prints.check_count(blocks.rows + blocks.pending)
+        for block in blocks.rest():
+            yield blocks.rows, block
 
     def _power_step(self, step: int) -> None:
         first = self.first
-        sums: list[AnyArray] = []
-        for view in self.views:
-            if view.spare is None or len(view.spare) < sum(map(len, view.parts)):
-                view.spare = np.zeros((sum(map(len, view.parts)), view.width), dtype=self.dtype)
-            elif not first:
-                view.spare[:] = 0
-            sums.append(view.spare[: sum(map(len, view.parts))])
+        sums = [empty_sums(view, self.dtype, fresh=not first) for view in self.views]
         for at, blocks in self._blocks(first, f"power step {step}"):
             for view, total, rows in zip(self.views, sums, blocks, strict=True):
                 wide.add_outer(total, wide.project(rows, view.parts), rows)
@@ -195,35 +167,20 @@ class Job:
                     step, at, {}, {f"sum.{view.name}": total for view, total in zip(self.views, sums, strict=True)}
                 )
         self.first = 0
-        unit = wide.unit_roundoff(self.dtype)
         for view, total in zip(self.views, sums, strict=True):
             if self.ranks:
                 for row in total:
                     row[:] = self.ranks.sum(row.astype(np.float64))
-            if step < self.power:
-                before, view.parts = view.parts, wide.orthonormalize([total], unit)
-                view.spare, view.cap = before[0], float("inf")
-            else:
-                # 16 u: what is left of a row beside the others is noise below that.
-                new = wide.deflate(total, view.parts, 16 * unit)
-                new = wide.orthonormalize([new], 16 * unit)[0] if len(new) else new
-                view.parts, view.spare = wide.orthonormalize([*view.parts, new], unit), None
+            end_power_step(view, total, last=step == self.power)
 
     def _replay(self) -> Moments:
         for view in self.views:
-            view.spare = None
-            view.probes = _probes(view.parts, view.width, self.dtype)
-        sizes = {view.name: sum(map(len, view.parts)) + PROBES for view in self.views}
-        moments = Moments(sizes, precision="float64", threads=self.threads)
+            ready_for_replay(view, self.dtype)
+        moments = Moments({view.name: size_of(view) for view in self.views}, precision="float64", threads=self.threads)
         if self._saved is not None and "moments" in self._saved["meta"]:
             moments.load_state_dict(self._part("moments"))
         for at, blocks in self._blocks(self.first, "replay"):
-            moments.update(
-                {
-                    view.name: wide.project(rows, [*view.parts, view.probes])  # type: ignore[list-item]
-                    for view, rows in zip(self.views, blocks, strict=True)
-                }
-            )
+            moments.update({view.name: coordinates(view, rows) for view, rows in zip(self.views, blocks, strict=True)})
             if self.file.due:
                 self._save(self.power + 1, at, {"moments": moments.state_dict()}, {})
         return self.ranks.moments(moments) if self.ranks else moments
@@ -233,72 +190,28 @@ class Job:
     def _answer(
         self, moments: Moments, measure: Measure, allow_underdetermined: bool, allow_inaccurate: bool
     ) -> tuple[CCAResult, list[StreamCCAWarning]]:
-        unit = wide.unit_roundoff(self.dtype)
-        sides, cuts, ranks, noises = [], [], [], []
-        for i, view in enumerate(self.views):
-            covariance, rounding = moments._covariance(view.name, view.name)
-            size = sum(map(len, view.parts))
-            inner, _ = wide.gram([*view.parts, view.probes])  # type: ignore[list-item]
-            side = ritz_of(covariance, inner, size, view.trace, view.cap)
-            rank, lowest, highest = self._choose(i, side, unit)
-            noises.append(noise_of(side, rounding, unit, self.n))
-            cuts.append(truncated(view.name, side, self.rule, rank, noises[-1], moments, f"{self.dtype} (sketch)"))
-            ranks.append((rank, lowest, highest))
-            sides.append(side)
-        x, y = sides
-        cross = moments.covariance("x", "y")
-        inside = x.to_ritz[:, : ranks[0][0]].T @ cross[: len(x.values), : len(y.values)] @ y.to_ritz[:, : ranks[1][0]]
-        kept = cuts[0].native.projection.T @ inside @ cuts[1].native.projection
-        result, notes = correlate(
-            cuts[0],
-            cuts[1],
-            kept,
-            kept=True,
+        x, y = (
+            cut(
+                view,
+                moments,
+                self.rule,
+                self._value(side),
+                self.n,
+                self.dtype,
+                directions=self.directions(side),
+                restarts=self._restarts,
+            )
+            for side, view in enumerate(self.views)
+        )
+        return correlate_cuts(
+            x,
+            y,
+            moments.covariance("x", "y"),
+            self.rule,
             measure=measure,
             allow_underdetermined=allow_underdetermined,
             allow_inaccurate=allow_inaccurate,
         )
-        outside, singles = moved_by_others(
-            x,
-            y,
-            cross,
-            result.x_weights,
-            result.y_weights,
-            (noises[0], noises[1]),
-            result.correlations,
-            result.shares,
-        )
-        if min(1.0, result.error_bound + outside) > REFUSE_ABOVE and not allow_inaccurate:
-            raise AccuracyError(
-                f"sketch: directions that the {len(x.values)} and {len(y.values)} of the basis lack may have moved the "
-                f"mean by {outside:.1e}, more than {REFUSE_ABOVE:g}; {REMEDY}, or pass allow_inaccurate=True"
-            )
-        means = [self._mean(view, side, moments) for view, side in zip(self.views, sides, strict=True)]
-        return finished(self.rule, self.views, result, notes, sides, ranks, outside, singles, means)
-
-    def _mean(self, view: View, side: Ritz, moments: Moments) -> FloatArray:
-        """Mean row: what was subtracted has the rows' type, and what is left of it along the basis was counted."""
-        assert view.center is not None  # noqa: S101 - since the first pass
-        left = side.to_ritz @ (side.to_ritz.T @ moments.mean(view.name)[: len(side.values)])
-        return view.center.astype(np.float64) + wide.expand(view.parts, left[:, None])[:, 0]
-
-    def _choose(self, i: int, side: Ritz, unit: float) -> tuple[int, int, int]:
-        value, size, view = (self.rule.x, self.rule.y)[i], len(side.values), self.views[i]
-        if self.rule.name == "rank":
-            if value > size:
-                raise InputError(
-                    f"view {view.name!r}: rank {int(value)} is more than the {size} directions that the rows have in "
-                    "the sketch; keep fewer, or take more directions="
-                )
-            return int(value), int(value), int(value)
-        chosen, lowest, highest = share_choice(side, value, unit, self.n)
-        count, inside = self.directions(i), float(side.values.sum()) / view.trace
-        # A cut at the very end has no direction beyond it that would say how clear it is. With as many directions as
-        # rows or neurons allow there is nothing to add, and what lacks is rounding.
-        unclear = chosen < 0 or highest < 0 or (chosen > 0.9 * size and inside < 1 - 1e-6)
-        if unclear and count < min(view.width, self.n - 1) and (self._restarts or chosen < 0):
-            raise TooFewError(view.name, count, inside, min(view.width, 2 * count))
-        return chosen if chosen > 0 else size, lowest if lowest > 0 else size, highest if highest > 0 else size
 
     # ------------------------------------------------------------------ the checkpoint
 
@@ -346,30 +259,9 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _values(rows: Any) -> AnyArray:
-    """Rows as NumPy numbers; bfloat16 as float32."""
-    bits, name = bits_of(rows, "sketch")
-    return widened(bits, name, np.float32) if name == "bfloat16" else bits
-
-
 def _first_rows_of(passes: PairPasses) -> tuple[int, int, set[str]]:
     """Widths and types of both views, without reading more than a batch."""
     for x, y in passes.batches():
         found = [bits_of(rows, f"view {name!r}") for rows, name in ((x, "x"), (y, "y"))]
         return found[0][0].shape[1], found[1][0].shape[1], {name for _, name in found}
     raise InputError("the data hold no rows; expected at least 2")
-
-
-def _probes(parts: list[AnyArray], width: int, dtype: Any) -> AnyArray:
-    """Return random signs (PROBES, width), less what the basis holds of them, so that no digits cancel later."""
-    result = np.empty((PROBES, width), dtype=dtype)
-    for i, tile in enumerate(wide.tiles(width)):
-        signs = np.random.default_rng([width, i]).integers(0, 2, result[:, tile].shape)
-        result[:, tile] = 2.0 * signs - 1
-    inside = wide.project(result, parts)
-    first = 0
-    for part in parts:
-        # subtracts inside[:, part]' combinations
-        wide.add_outer(result, -inside[:, first : first + len(part)].T, part)
-        first += len(part)
-    return result

@@ -40,6 +40,7 @@ def finished(
     outside: float,
     singles: FloatArray,
     means: list[FloatArray],
+    neurons: bool = True,
 ) -> tuple[CCAResult, list[StreamCCAWarning]]:
     """Put widths, weights of neurons, shares of the trace and the wider bound into a result in Ritz coordinates."""
     if outside > WARN_ABOVE:
@@ -62,7 +63,7 @@ def finished(
             )
     uncertain = sum(highest - lowest for _, lowest, highest in ranks)
     weights = [
-        wide.expand(view.parts, side.to_ritz[:, : len(w)] @ w)
+        wide.expand(view.parts, side.to_ritz[:, : len(w)] @ w) if neurons else w[:0]
         for view, side, w in zip(views, sides, (result.x_weights, result.y_weights), strict=True)
     ]
     changed = replace(

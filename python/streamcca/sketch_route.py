@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from streamcca import wide
+from streamcca._backend import state_bytes
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.pairing import Measure
 from streamcca.passes import PairPasses
@@ -16,16 +18,18 @@ from streamcca.ritz import PROBES
 from streamcca.sketch_job import Job, JobOptions
 from streamcca.sketch_only import joint_answer
 from streamcca.sketch_state import Checkpoint, Ranks, TooFewError
+from streamcca.sketch_views import say_too_few
 from streamcca.subspace import Rule
 
 
 def sketch_cost(
     widths: tuple[int, ...],
-    directions: int,
+    directions: int | tuple[int, ...],
     n: int | None = None,
     power: int = 0,
     rank: int | None = None,
     itemsize: int = 4,
+    pairs: list[tuple[int, int]] | None = None,
 ) -> tuple[int, int, float]:
     """Return bytes at the peak, passes over the rows, and floating-point operations a row of the sketch route.
 
@@ -33,8 +37,8 @@ def sketch_cost(
     ----------
     widths : tuple of int
         Neurons of each view.
-    directions : int
-        Kept of each.
+    directions : int or tuple of int
+        Kept of each; no more than its neurons.
     n : int, optional
         Rows; for the memory of their prints.
     power : int
@@ -43,25 +47,36 @@ def sketch_cost(
         Directions kept in the end, whose weights (width, rank) are float64; by default three of four.
     itemsize : int
         Bytes of a number: 4 for rows up to float32, 8 for float64 rows.
+    pairs : list of (int, int), optional
+        Views that are compared, by number; by default all with all.
 
     Examples
     --------
     >>> sketch_cost((802_816, 802_816), 200)[1]
     2
     """
-    total = sum(widths)
+    each = (directions,) * len(widths) if isinstance(directions, int) else directions
+    each = tuple(min(count, width) for count, width in zip(each, widths, strict=True))
+    total, most, bases = sum(widths), max(each), 2 if power else 1
     # While rows pass: the directions and as many waiting rows, or sums; in the end the basis and the weights.
-    kept = 3 * directions // 4 if rank is None else rank
-    passing = 2 * directions * itemsize
-    ending = directions * (2 if power else 1) * itemsize + 8 * kept
-    panels = total * (max(passing, ending) + (block_rows(max(widths), itemsize) + PROBES) * itemsize)
+    panels = total * (block_rows(max(widths), itemsize) + PROBES) * itemsize
+    for width, count in zip(widths, each, strict=True):
+        kept = 3 * count // 4 if rank is None else min(rank, count)
+        panels += width * max(2 * count * itemsize, count * bases * itemsize + 8 * kept)
     # Vectors in float64 of the mean, sums and squares; one tile of a shrink; Gram matrices and eigenvectors.
-    small = 6 * total * 8 + 16 * (n or 0) + 4 * wide.TILE * directions * 8 + 64 * (2 * directions) ** 2
+    small = 6 * total * 8 + 16 * (n or 0) + 4 * wide.TILE * most * 8 + 64 * (2 * most) ** 2
+    # Coordinates of all views in the replay, and what is chosen in them.
+    sizes = [min(bases * count, width) + PROBES for count, width in zip(each, widths, strict=True)]
+    wanted = list(combinations(range(len(widths)), 2)) if pairs is None else [(a, b) for a, b in pairs if a != b]
+    small += state_bytes(sizes, [(i, i) for i in range(len(sizes))] + wanted) + sum(32 * size**2 for size in sizes)
     # For each `directions` rows a shrink: a symmetric Gram matrix of twice as many, and a product of half of them with
-    # all;
-    # power steps project and add; the last pass projects.
-    last = directions * (2 if power else 1) + PROBES
-    return panels + small, 2 + power, total * (8.0 * directions + 4.0 * directions * power + 2.0 * last)
+    # all; power steps project and add; the last pass projects, and forms the moments of coordinates.
+    flops = sum(
+        width * (8.0 * count + 4.0 * count * power + 2.0 * (bases * count + PROBES))
+        for width, count in zip(widths, each, strict=True)
+    )
+    flops += sum(float(size) ** 2 for size in sizes) + sum(2.0 * sizes[a] * sizes[b] for a, b in wanted)
+    return panels + small, 2 + power, flops
 
 
 def sketch_svcca(
@@ -164,11 +179,7 @@ def sketch_svcca(
         except TooFewError as few:
             file.remove()
             if directions is not None or not passes.repeatable:
-                raise InputError(
-                    f"directions: the {few.directions} of view {few.view!r} hold {few.share:.4f} of the "
-                    f"variance, less than "
-                    f"{rule} asks for; take directions={few.would_do} or more, or a lower share"
-                ) from None
+                raise say_too_few(few, rule) from None
             options = JobOptions(few.would_do, power, range_finder, precision)
             continue
         file.remove()
@@ -191,6 +202,20 @@ def sketch_refuses(rule: Rule, measure: str, ridge: float = 0.0, nonfinite: str 
     return ""
 
 
+def check_sketching(directions: Any, power: Any) -> None:
+    """Refuse numbers of directions and of power steps that are none.
+
+    Raises
+    ------
+    InputError
+    """
+    for name, value, least in (("directions", directions, 1), ("power", power, 0)):
+        if value is None and name == "directions":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InputError(f"{name}: got {value!r}, expected an integer of at least {least}")
+
+
 def _check_options(
     passes: PairPasses,
     rule: Rule,
@@ -203,11 +228,7 @@ def _check_options(
     refusal = sketch_refuses(rule, measure)
     if refusal:
         raise InputError(refusal)
-    for name, value, least in (("directions", options.directions, 1), ("power", options.power, 0)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"{name}: got {value!r}, expected an integer of at least {least}")
+    check_sketching(options.directions, options.power)
     if options.precision not in ("auto", "float32", "float64"):
         raise InputError(f"precision: got {options.precision!r}, expected 'auto', 'float32' or 'float64'")
     if replay and not passes.repeatable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Collection, Mapping
@@ -17,10 +18,13 @@ from streamcca.rows import Rows, check_equal_counts, check_rows, choose_ways, de
 from streamcca.stream import LayerStreams
 from streamcca.tap import CallIndex, Hook, LayerTap
 from streamcca.views import Pairs
+from streamcca.watch_gram import RowKeeper, WatchStrategy, check_moments_fit, check_watch_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Module
 
+    from streamcca.gram import Gram
     from streamcca.rows import Grid
 
 
@@ -46,15 +50,22 @@ class Watch:
         resize_by: ResizeBy,
         device: str | None,
         options: dict[str, Any],
+        strategy: WatchStrategy,
+        folder: str | os.PathLike[str] | None,
+        memory: int | None,
     ) -> None:
         check_rows(rows)
+        check_watch_options(strategy, folder, memory)
+        self._strategy: WatchStrategy = strategy
+        self._memory = memory
+        self._kept = RowKeeper(folder, options, memory) if folder is not None else None
         self._tap = LayerTap(model, layers, device, mask, call_index, make_resizer(resize, resize_by))
         self._model = self._tap.model
         self._rows: Rows = rows
         self._options = options
         self._moments: Moments | None = None
         self._streams: LayerStreams | None = None
-        if _each_for_itself(len(self._tap.modules), call_index, options):
+        if self._kept is None and _each_for_itself(len(self._tap.modules), call_index, options):
             self._streams = LayerStreams(options)
         self._handle: Any = None
         self._lock = threading.Lock()
@@ -64,6 +75,8 @@ class Watch:
     def __enter__(self) -> Watch:
         if self._handle is not None:
             raise InputError("watch: this watch is open already; make a second one to nest them")
+        if self._kept is not None and self._kept.formed:
+            raise InputError("watch: its Gram matrices are formed, and take no more rows; make a second one")
         self._tap.attach()
         # After the tap's own hook on the model, so that the forward is complete.
         self._handle = self._model.register_forward_hook(Hook(self._model, self._commit))
@@ -100,7 +113,12 @@ class Watch:
                 return
             rows = self._tap.take(self._tap.ways or choose_ways(grids, self._rows))
             check_equal_counts(rows)
+            if self._kept is not None:
+                check_same_layers(rows, self._kept.widths or rows)
+                self._kept.add(rows)
+                return
             if self._moments is None:
+                self._check_fits(rows)
                 self._moments = Moments({name: int(x.shape[1]) for name, x in rows.items()}, **self._options)
         check_same_layers(rows, self._moments.views)
         self._moments.update(rows)
@@ -128,9 +146,36 @@ class Watch:
             streams.end(complete=True)
             return
         rows = self._tap.take(self._tap.ways or choose_ways(grids, self._rows))
+        if not streams.layers:
+            self._check_fits(rows)
         streams.count(rows)
         # What a row is has been decided now: from the next forward on they are counted without a copy.
         self._tap.streams = streams
+
+    def _check_fits(self, rows: Mapping[str, Tensor]) -> None:
+        """Refuse moments of the layers of a first forward that do not fit."""
+        flattened = "flatten" in self._tap.ways.values()
+        alone = self._streams is not None
+        check_moments_fit(rows, self._options["pairs"], alone, self._memory, self._strategy, flattened)
+
+    @property
+    def gram(self) -> Gram:
+        """With ``strategy='gram'``, after the block: Gram matrices of all layers, for `svcca`, `cca` or `cka`.
+
+        They are formed, and the rows on disk removed, when they are first asked for.
+
+        Raises
+        ------
+        InputError
+            The watch keeps moments, is still open, or has seen nothing.
+        MemoryLimitError
+            One n x n matrix for each layer does not fit.
+        """
+        if self._kept is None:
+            raise InputError("gram: this watch keeps moments, see .moments; pass strategy='gram' and folder= to watch")
+        if self._handle is not None:
+            raise InputError("gram: rows may still come; leave the with block first")
+        return self._kept.gram()
 
     @property
     def moments(self) -> Moments:
@@ -143,6 +188,8 @@ class Watch:
         InputError
             Nothing was watched yet; or, with ``pairs='self'``, layers have different numbers of rows or product types.
         """
+        if self._kept is not None:
+            raise InputError("moments: with strategy='gram' rows wait on disk; see .gram after the with block")
         if self._streams is not None and self._streams.layers:
             return self._streams.joined()
         if self._moments is None:
@@ -159,7 +206,9 @@ class Watch:
     @property
     def counts(self) -> dict[str, int]:
         """Rows counted per layer; 0 for a layer that was not called."""
-        if self._streams is not None:
+        if self._kept is not None:
+            found = dict.fromkeys(self._kept.widths, self._kept.rows)
+        elif self._streams is not None:
             found = self._streams.counts
         else:
             found = dict.fromkeys(self._moments.views, self._moments.rows) if self._moments is not None else {}
@@ -218,6 +267,9 @@ def watch(
     nonfinite: NonFinite = "raise",
     device: str | None = None,
     threads: int | None = None,
+    strategy: WatchStrategy = "auto",
+    folder: str | os.PathLike[str] | None = None,
+    memory: int | None = None,
 ) -> Watch:
     """Watch layers of a torch module: every forward adds its rows to the moments.
 
@@ -259,17 +311,30 @@ def watch(
         without a copy of them, and layers may have different numbers of rows (``.layer_moments``).
     device : None or 'cpu'
         'cpu' copies rows that are on another device to the CPU; None refuses them.
+    strategy : 'auto', 'covariance' or 'gram'
+        'covariance' keeps moments. 'gram' writes all rows to `folder`, and forms one matrix of n x n for each layer of
+        any width afterwards (``.gram``). 'auto' keeps moments, or refuses at the first forward if they do not fit, and
+        says what would: how many rows will come is not known then, so nothing is written to disk unasked.
+    folder : path, optional
+        For 'gram'. Rows that a killed watch has written are not written again when the same forwards run again with
+        the same folder; other rows are refused.
+    memory : int, optional
+        Bytes that moments, or matrices, may take; by default what the system leaves.
 
     Returns
     -------
     Watch
-        Context manager with ``.moments``, ``.layer_moments``, ``.counts`` and ``.rows``.
+        Context manager with ``.moments``, ``.layer_moments``, ``.gram``, ``.counts`` and ``.rows``.
 
     Raises
     ------
     LayerError
         No layer matches; a layer asked for by name was never called (at the end), or ran in some forwards
         only, or more than once in one; maps would have to grow; the model is a DataParallel.
+    MemoryLimitError
+        From the first forward: the moments do not fit.
+    StorageError
+        From a forward: the disk is full; the rows that are there can be gone on with.
 
     Notes
     -----
@@ -299,4 +364,4 @@ def watch(
         "threads": threads,
         "device": "cpu",
     }
-    return Watch(model, layers, rows, mask, call_index, resize, resize_by, device, options)
+    return Watch(model, layers, rows, mask, call_index, resize, resize_by, device, options, strategy, folder, memory)
