@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streamcca.errors import InputError
+from streamcca.layer_measures import asked_for, check_options, compare_measures
 from streamcca.layer_pairs import WAYS, LayerPairs
 from streamcca.layers import Layers, unwrapped
 from streamcca.many import Checkpoint, ModelComparison, compare_checkpoints, compare_models, compare_scores
@@ -26,8 +27,6 @@ from streamcca.tap import CallIndex, LayerTap
 from streamcca.views import check_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch.nn import Module
 
     Models = Sequence[Module | SubspaceScores] | Mapping[str, Module | SubspaceScores]
@@ -58,7 +57,7 @@ def compare(  # type: ignore[misc]
     *,
     layers_b: Layers = None,
     loader_b: Any = None,
-    measure: Measure = "svcca",
+    measure: Measure | str | Sequence[str] = "svcca",
     variance: float | None = None,
     nuclear: float | None = None,
     rank: int | tuple[int, int] | None = None,
@@ -83,6 +82,10 @@ def compare(  # type: ignore[misc]
     allow_underdetermined: bool = False,
     allow_inaccurate: bool = False,
     allow_other_probe: bool = False,
+    intervals: bool = False,
+    level: float = 0.95,
+    parts: int = 32,
+    alpha: float = 0.5,
 ) -> Any:
     """Compare every layer of one model with every layer of another, or of many models.
 
@@ -104,7 +107,9 @@ def compare(  # type: ignore[misc]
         Layers of both models; `layers_b` those of `model_b` if they differ; see `watch`.
     loader_b : iterable, optional
         What `model_b` sees, if it needs the same samples in another form: the same number of rows, in the same order.
-    measure : 'svcca', 'cca' or 'pwcca'
+    measure : str or sequence of str
+        'svcca', 'cca', 'pwcca', or, for two models side by side, any key of `MEASURES` that moments can form; several
+        give a mapping from name to `LayerComparison`, from one pass.
     variance, nuclear, rank, ridge, allow_underdetermined, allow_inaccurate
         As in `svcca`; without a rule SVCCA keeps 99 % of the variance, CCA and PWCCA everything. Scores were cut
         when they were made, 99 % by default also for CCA and PWCCA.
@@ -132,6 +137,12 @@ def compare(  # type: ignore[misc]
         As in `Moments`; ``device='cpu'`` copies rows that are elsewhere.
     progress : 'auto' or bool
         Progress bar on stderr; 'auto' shows it on a terminal.
+    intervals, level, parts
+        For two models side by side: estimate the numbers of the population, each with its interval, from parts of the
+        rows; each batch goes to one part as a whole, so that the rows of a sample stay together. At least 8 batches;
+        see `interval`.
+    alpha : float
+        For 'shape' and 'shape_angle'.
     allow_other_probe : bool
         Compare scores whose inputs differ, if their rows belong together all the same.
 
@@ -160,8 +171,8 @@ def compare(  # type: ignore[misc]
     >>> compare(net_a, net_b, torch.randn(500, 8), precision="float64").matrix.shape
     (2, 2)
     """
-    check_option("measure", measure, ("svcca", "cca", "pwcca"))
     check_option("side", side, ("x", "y"))
+    formed = asked_for(measure, intervals, side)
     check_option("strategy", strategy, ("auto", *WAYS))
     pairing = {
         "measure": measure,
@@ -186,6 +197,8 @@ def compare(  # type: ignore[misc]
         "progress": progress,
     }
     one_by_one = not (hasattr(model_a, "named_modules") and hasattr(model_b, "named_modules"))
+    if formed is not None:
+        check_options(formed, not one_by_one, strategy, ridge)
     if one_by_one:
         _refuse_options_of_two(layers_b, loader_b, strategy, memory, nonfinite, folder)
         refuse_sketching({"directions": directions, "power": power})
@@ -217,9 +230,24 @@ def compare(  # type: ignore[misc]
         forward=forward,
         progress=progress,
     )
+    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads, "device": "cpu"}
+    if formed is not None:
+        _refuse_keeping(folder, directions, power)
+        found = compare_measures(
+            sweep,
+            formed,
+            options,
+            memory=memory,
+            forming={
+                **{"variance": variance, "nuclear": nuclear, "rank": rank, "alpha": alpha, "level": level},
+                **{"allow_underdetermined": allow_underdetermined, "allow_inaccurate": allow_inaccurate},
+            },
+            parts=parts if intervals else None,
+            progress=progress,
+        )
+        return found[formed[0]] if isinstance(measure, str) else found
     rule = parse_rule(variance, nuclear, rank, VARIANCE_99 if measure == "svcca" else FULL)
     ridge = checked_ridge(ridge)
-    options = {"precision": precision, "nonfinite": nonfinite, "threads": threads, "device": "cpu"}
     bounds = {
         "strategy": strategy,
         "memory": memory,
@@ -228,6 +256,12 @@ def compare(  # type: ignore[misc]
         "power": power,
     }
     return _two_models(sweep, rule, options, pairing | {"ridge": ridge}, bounds, progress)
+
+
+def _refuse_keeping(folder: Any, directions: Any, power: Any) -> None:
+    if folder is not None:
+        raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")
+    refuse_sketching({"directions": directions, "power": power})
 
 
 def _refuse_options_of_two(

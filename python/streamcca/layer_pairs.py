@@ -78,7 +78,7 @@ class LayerPairs:
 
     def _start(self, batch: BatchRows, count: int) -> None:
         assert self._widths is not None  # noqa: S101 - `add` set them
-        own, cross = [(name, name) for name in self._widths], _cross_pairs(self._widths)
+        own, cross = [(name, name) for name in self._widths], cross_pairs(self._widths)
         # The last batch may be smaller, so this is the most that there can be; without a length, what is known.
         batches = self._sweep.length
         rows = batches * count if batches is not None else count if self._bounds["strategy"] == "gram" else None
@@ -206,7 +206,7 @@ def _check_sketching(bounds: Mapping[str, Any]) -> None:
 
 def _check_second_pass(bill: Plan, ranks: Mapping[str, int], widths: Mapping[str, int]) -> None:
     """Refuse a second pass that turns out larger than billed, before it starts."""
-    need = replay_bytes(widths, ranks, _cross_pairs(widths))
+    need = replay_bytes(widths, ranks, cross_pairs(widths))
     if need > max(bill.memory_limit, bill.memory):
         raise MemoryLimitError(
             f"replay: the rule keeps up to {max(ranks.values())} directions of a layer, whose pairs need "
@@ -215,14 +215,15 @@ def _check_second_pass(bill: Plan, ranks: Mapping[str, int], widths: Mapping[str
         )
 
 
-def _cross_pairs(views: Mapping[str, Any]) -> list[tuple[str, str]]:
+def cross_pairs(views: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return every layer of model a with every layer of model b."""
     b = [name for name in views if name.startswith("b:")]
     return [(x, y) for x in views if x.startswith("a:") for y in b]
 
 
 def _replay(sweep: Sweep, rows: int, project: Projector, options: dict[str, Any]) -> Moments:
     ranks = project.ranks
-    projected = Moments(ranks, pairs=_cross_pairs(ranks), **{**options, "precision": "float64"})
+    projected = Moments(ranks, pairs=cross_pairs(ranks), **{**options, "precision": "float64"})
     sweep.run(lambda batch_rows: projected.update(project(batch_rows)), "replay")
     if projected.rows != rows:
         raise ReplayError(f"replay: got {projected.rows} rows, expected {rows} as in the first pass")

@@ -51,35 +51,62 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     write_atomically(Path(path), image.getvalue())
 
 
+def _heat_map(ax: Axes, result: LayerComparison | SimilarityMatrix, upward: bool) -> Any:
+    """Draw the numbers of a grid as colors and text, from the lowest to the highest that there can be."""
+    from streamcca.similarity.declare import MEASURES
+
+    matrix, declared = result.matrix, MEASURES[result.measure]
+    high = declared.high if np.isfinite(declared.high) else max(1.0, float(matrix.max()))
+    alike = declared.kind == "similarity"
+    image = ax.imshow(
+        matrix,
+        origin="lower" if upward else "upper",
+        vmin=max(0.0, declared.low),
+        vmax=high,
+        cmap="viridis" if alike else "viridis_r",
+        aspect="auto",
+    )
+    if matrix.size > 150:
+        return image
+    for (i, j), value in np.ndenumerate(matrix):
+        text = f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
+        if result.has_intervals and matrix.size <= 64:
+            text += f"\n\u00b1{(result.high[i, j] - result.low[i, j]) / 2:.2f}"
+        bright = value / high if alike else 1 - value / high
+        ax.text(j, i, text, ha="center", va="center", color="black" if bright > 0.6 else "white", fontsize=8.5)
+    return image
+
+
 def plot_matrix(result: LayerComparison, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """Draw layer by layer similarity: model a upward, model b to the right, colors from 0 to 1.
+    """Draw layer by layer similarity: model a upward, model b to the right, colors over the measure's range.
 
     Returns
     -------
     (Figure, Axes)
     """
-    matrix = result.matrix
-    height, width = matrix.shape
+    height, width = result.matrix.shape
     figure, ax = _axes(ax, (2.6 + 0.75 * width, 1.6 + 0.6 * height))
-    image = ax.imshow(matrix, origin="lower", vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    image = _heat_map(ax, result, upward=True)
     ax.set_xticks(range(width), result.layers_b, rotation=30 if width > 3 else 0, ha="right" if width > 3 else "center")
     ax.set_yticks(range(height), result.layers_a)
     ax.set_xlabel("model b")
     ax.set_ylabel("model a")
-    if matrix.size <= 150:
-        for (i, j), value in np.ndenumerate(matrix):
-            color = "black" if value > 0.6 else "white"
-            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
-    ax.set_title(f"{result.measure.upper()} similarity, n = {result.n} {result.rows}", fontsize=10)
+    ax.set_title(f"{result.measure.upper()}, n = {result.n} {result.rows}", fontsize=10)
     bar = figure.colorbar(image, ax=ax)
     null = float(np.mean(result.null_matrix))
     bar.ax.axhline(null, color="white", linewidth=2)
-    bar.ax.set_ylabel(f"similarity (white line: chance, {null:.2f} on average)")
+    bar.ax.set_ylabel(f"{_kind(result.measure)} (white line: chance, {null:.2f} on average)")
     return figure, ax
 
 
+def _kind(measure: str) -> str:
+    from streamcca.similarity.declare import MEASURES
+
+    return MEASURES[measure].kind
+
+
 def plot_similarities(result: SimilarityMatrix, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """Draw a measure of views with views; colors from the lowest to the highest number there can be.
+    """Draw a measure of views with views, the first on top; colors over the measure's range.
 
     Returns
     -------
@@ -87,23 +114,14 @@ def plot_similarities(result: SimilarityMatrix, ax: Axes | None = None) -> tuple
     """
     from streamcca.similarity.declare import MEASURES
 
-    matrix, declared = result.matrix, MEASURES[result.measure]
-    height, width = matrix.shape
-    high = declared.high if np.isfinite(declared.high) else float(matrix.max())
+    height, width = result.matrix.shape
     figure, ax = _axes(ax, (2.6 + 0.72 * width, 1.8 + 0.52 * height))
-    colors = "viridis" if declared.kind == "similarity" else "viridis_r"
-    image = ax.imshow(matrix, vmin=max(0.0, declared.low), vmax=high, cmap=colors, aspect="auto")
+    image = _heat_map(ax, result, upward=False)
     ax.set_xticks(range(width), result.names_b, rotation=30, ha="right")
     ax.set_yticks(range(height), result.names_a)
-    if matrix.size <= 150:
-        for (i, j), value in np.ndenumerate(matrix):
-            bright = value / high if declared.kind == "similarity" else 1 - value / high
-            text = f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
-            if result.has_intervals and matrix.size <= 64:
-                text += f"\n\u00b1{(result.high[i, j] - result.low[i, j]) / 2:.2f}"
-            ax.text(j, i, text, ha="center", va="center", color="black" if bright > 0.6 else "white", fontsize=8)
-    ax.set_title(f"{declared.title}\nn = {result.n}, chance {result.null_matrix.mean():.2f} on average", fontsize=9)
-    figure.colorbar(image, ax=ax).ax.set_ylabel(f"{result.measure} ({declared.kind})")
+    chance = float(np.mean(result.null_matrix))
+    ax.set_title(f"{MEASURES[result.measure].title}\nn = {result.n}, chance {chance:.2f} on average", fontsize=9)
+    figure.colorbar(image, ax=ax).ax.set_ylabel(f"{result.measure} ({_kind(result.measure)})")
     return figure, ax
 
 

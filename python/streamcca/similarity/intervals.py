@@ -64,6 +64,8 @@ class Interval(WithChance):
     parts : int
         Parts of the rows that were compared.
     method : 'jackknife' or 'bootstrap'
+    error_bound : float
+        How far rounding can have moved `plain`.
     """
 
     measure: str
@@ -79,6 +81,12 @@ class Interval(WithChance):
     n: int | float
     parts: int
     method: str
+    error_bound: float
+
+    @property
+    def mean(self) -> float:
+        """The estimate: what stands in the matrix of a comparison."""
+        return self.estimate
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -140,6 +148,7 @@ class _Estimate:
     corrected: bool
     effective_rows: float
     null: Callable[[], float]
+    error_bound: float
 
     @property
     def standard_error(self) -> float:
@@ -181,8 +190,8 @@ class Sampled:
             value = max(0.0, formed.value - self._bias_of_nuclear_norm(pair))
         else:
             formed = pair.slopes(name)
-            return _Estimate(plain, plain, self._influences(pair, formed), False, rows, null)
-        return _Estimate(plain, value, self._influences(pair, formed), True, rows, null)
+            return _Estimate(plain, plain, self._influences(pair, formed), False, rows, null, number.error_bound)
+        return _Estimate(plain, value, self._influences(pair, formed), True, rows, null, number.error_bound)
 
     def _influences(self, pair: Pair, formed: Formed) -> FloatArray:
         """<slope, S_part - S> times the part's share of the rows, about the means of all rows."""
@@ -313,9 +322,8 @@ class Sampled:
         count, mean = len(without), float(np.mean(without))
         value = count * plain - (count - 1) * mean if self.correct else plain
         influences = (mean - np.array(without)) * (count - 1) / count
-        return _Estimate(
-            plain, value, influences, self.correct, self._effective_rows(pair, name), lambda: number.null_mean
-        )
+        rows = self._effective_rows(pair, name)
+        return _Estimate(plain, value, influences, self.correct, rows, lambda: number.null_mean, number.error_bound)
 
 
 def _each_left_out(parts: list[Moments], outside: Moments | None = None) -> Iterator[Moments]:
@@ -429,6 +437,7 @@ def _interval_of(name: str, e: _Estimate, level: float, method: Method, sampled:
         n=sampled.groups.n,
         parts=len(sampled.groups.parts),
         method=method,
+        error_bound=e.error_bound,
     )
 
 
