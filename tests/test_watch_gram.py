@@ -87,6 +87,18 @@ def test_other_rows_in_the_folder_are_refused(tmp_path):
     w = watched(net(), tmp_path, IMAGES.split(30)[:2])
     with pytest.raises(sc.InputError, match="holds 80 rows of an earlier watch, expected the 60 of this one"):
         _ = w.gram
+    # The rows there were left as they are, and can be gone on with.
+    assert not spool.Spool(tmp_path).complete
+    whole = watched(net(), tmp_path / "whole", IMAGES.split(30)).gram
+    again = watched(net(), tmp_path, IMAGES.split(30))
+    with pytest.raises(RuntimeError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool.SpoolTiles, "read", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        _ = again.gram
+    # All rows are there now: a watch that has seen more, or fewer, is another one.
+    for batches in ([*IMAGES.split(30), IMAGES[:5]], IMAGES.split(30)[:2]):
+        with pytest.raises(sc.InputError, match="holds 90 rows of an earlier watch"):
+            _ = watched(net(), tmp_path, batches).gram
+    assert again.gram.matrix("2").tobytes() == whole.matrix("2").tobytes()
 
 
 def test_a_failed_forward_counts_nothing(tmp_path):
@@ -161,6 +173,10 @@ def test_moments_that_do_not_fit_are_refused_with_what_would(tmp_path, monkeypat
     assert "rows='pool'" in text
     assert "pairs='self'" not in text
     assert hooks_of(model) == 0
+    # A layer that is watched alone has a mark beside its moments, and the narrower one does not fit either.
+    with pytest.raises(sc.MemoryLimitError) as caught, sc.watch(model, **how, memory=1 << 20):
+        model(IMAGES)
+    assert "narrowest" not in str(caught.value)
     with sc.watch(model, **how, memory=8 << 20) as w:
         model(IMAGES)
     assert w.moments.n == 90

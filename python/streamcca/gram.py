@@ -20,6 +20,7 @@ from streamcca.moments import Moments, Precision
 from streamcca.passes import AnyArray, PairPasses, widened
 from streamcca.sources import progress_bar
 from streamcca.spool import TILE, ColumnTiles, SourceTiles, Spool, count_tiles, segment_bytes, tiles_of
+from streamcca.store import remove_unfinished
 from streamcca.views import check_option, unknown_name
 
 # Seconds between two copies of an unfinished matrix on disk: writing one of 10,000 rows takes about one.
@@ -188,6 +189,7 @@ def _accumulate(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{_fingerprint(view, name, precision):08x}.gram"
+        remove_unfinished(folder, path.name)
         if path.exists():
             moments = Moments.load(path, threads)
     saved = time.monotonic()
@@ -263,6 +265,7 @@ def remove_files(folder: Path, spool: Spool | None) -> None:
     """Delete unfinished matrices and spooled rows, and the folder if nothing else is in it."""
     for path in folder.glob("????????.gram"):
         path.unlink()
+    remove_unfinished(folder, "????????.gram")
     if spool is not None:
         spool.remove()
     elif folder.is_dir() and not any(folder.iterdir()):

@@ -116,7 +116,9 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """Return what was saved; None if there is nothing."""
+        """Return what was saved; None if there is nothing. What a writer was killed at goes: it is as large again."""
+        if self._path is not None:
+            store.remove_unfinished(self._path.parent, self._path.name)
         return store.read_state(self._path, FORMAT) if self._path is not None and self._path.exists() else None
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 from streamcca.errors import InputError, StateFileError, StorageError
 from streamcca.passes import AnyArray, PairPasses, bits_of
 from streamcca.sources import ArraySource, NpyFile, RowSource, progress_bar
-from streamcca.store import write_atomically
+from streamcca.store import remove_unfinished, write_atomically
 
 # Columns of a tile, a constant: the order of the sums, hence the bits, depends on it.
 TILE = 1024
@@ -80,6 +80,7 @@ class Spool:
         # views: [name, width, type, [checksums of a segment's tiles, ...]]
         self._meta: dict[str, Any] = _FORMAT | {"views": [], "rows": [], "complete": False}
         self._segment: _Segment | None = None
+        remove_unfinished(folder, _META)
         if (folder / _META).exists():
             self._load()
 

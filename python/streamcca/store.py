@@ -144,6 +144,12 @@ def _verify_header(path: Path, header: Mapping[str, str]) -> None:
         raise StateFileError(f"{path}: damaged, the checksum of its header does not match; restore it from a copy")
 
 
+def remove_unfinished(folder: Path, name: str) -> None:
+    """Remove what killed writers of files of this name (or glob) have left beside them."""
+    for path in folder.glob(f".{name}.tmp.*"):
+        path.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds either all of it or what it held before.
 
