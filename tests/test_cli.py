@@ -61,6 +61,32 @@ def test_compare(options, call, files, capsys):
     assert (code, out, err) == (0, repr(call()) + "\n", "")
 
 
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        (["--measure", "cka"], lambda: sc.cka(X, Y)),
+        (["--measure", "rsa"], lambda: sc.similarity("rsa", X, Y)),
+        (["--measure", "yanai", "--rank", "5"], lambda: sc.similarity("yanai", X, Y, rank=5)),
+        (["--interval"], lambda: sc.interval("svcca", X, Y)),
+        (["--measure", "cka", "--interval", "--groups", "5"], lambda: sc.interval("cka", X, Y, groups=5)),
+    ],
+    ids=lambda o: " ".join(o) if isinstance(o, list) else "",
+)
+def test_measures_by_name(options, call, files, capsys):
+    code, out, err = run(capsys, "compare", "x.npy", "y.npy", "--json", *options)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads(json.dumps(call().to_dict()))
+    assert run(capsys, "compare", "x.npy", "y.npy", *options) == (0, repr(call()) + "\n", "")
+
+
+def test_all_measures(files, capsys):
+    code, out, err = run(capsys, "compare", "x.npy", "y.npy", "--measure", "all")
+    assert (code, out, err) == (0, sc.similarities(X, Y).table() + "\n", "")
+    code, out, err = run(capsys, "compare", "x.npy", "y.npy", "--measure", "pwcca", "--interval")
+    assert (code, out) == (3, "")
+    assert "exact=True" in err
+
+
 def test_compare_draws(files, capsys):
     code, out, err = run(capsys, "compare", "x.npy", "y.npy", "--plot", "out.png")
     assert code == 0
@@ -117,7 +143,12 @@ def test_bad_input_exits_with_3(arguments, sentence, files, capsys):
         ["compare", "x.npy", "y.npy", "--threads", "0"],
         ["compare", "x.npy", "y.npy", "--ridge", "-1"],
         ["compare", "x.npy", "y.npy", "--rank", "3", "--variance", "0.9"],
-        ["compare", "x.npy", "y.npy", "--measure", "cka"],
+        ["compare", "x.npy", "y.npy", "--measure", "ckaa"],
+        ["compare", "x.npy", "y.npy", "--measure", "cka", "--side", "y"],
+        ["compare", "x.npy", "y.npy", "--measure", "cka", "--plot", "out.png"],
+        ["compare", "x.npy", "y.npy", "--measure", "all", "--interval"],
+        ["compare", "x.npy", "y.npy", "--groups", "5"],
+        ["compare", "x.npy", "y.npy", "--interval", "--strategy", "gram"],
         ["doctor", "--what"],
     ],
     ids=" ".join,

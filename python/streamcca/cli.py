@@ -19,6 +19,7 @@ from streamcca.errors import InputError, StreamCCAError, StreamCCAWarning
 if TYPE_CHECKING:
     from streamcca.moments import Moments
 
+_CORRELATIONS = ("svcca", "cca", "pwcca")
 FINE, FAILED, USAGE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -32,7 +33,14 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="compare two .npy files of rows, of any size")
     compare.add_argument("x", metavar="A.npy", help="rows of the first view, (n, d) float16, float32 or float64")
     compare.add_argument("y", metavar="B.npy", help="rows of the second view, in the same order")
-    compare.add_argument("--measure", choices=("svcca", "cca", "pwcca"), default="svcca")
+    compare.add_argument(
+        "--measure",
+        default="svcca",
+        metavar="NAME",
+        help="svcca (the default), cca, pwcca, any other of streamcca.MEASURES such as cka, or all of them",
+    )
+    compare.add_argument("--interval", action="store_true", help="estimate the population's number, with its interval")
+    compare.add_argument("--groups", type=_count, metavar="N", help="rows in a row that belong together (--interval)")
     rule = compare.add_mutually_exclusive_group()
     rule.add_argument("--variance", type=_share, metavar="SHARE", help="share of the variance to keep (svcca: 0.99)")
     rule.add_argument("--nuclear", type=_share, metavar="SHARE", help="share of the sum of singular values to keep")
@@ -126,6 +134,8 @@ def _print(args: argparse.Namespace, data: Any, text: str) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from streamcca import cca, pwcca, svcca
 
+    if args.interval or args.measure not in _CORRELATIONS:
+        return _by_name(args)
     if args.plot:
         _check_picture(args.plot)
     options: dict[str, Any] = {"side": args.side or "x"} if args.measure == "pwcca" else {}
@@ -153,6 +163,27 @@ def _compare(args: argparse.Namespace) -> int:
         from streamcca.plots import save_figure
 
         save_figure(result.plot()[0], args.plot)
+    return FINE
+
+
+def _by_name(args: argparse.Namespace) -> int:
+    """Form measures by name, or an interval."""
+    from streamcca import interval, similarities, similarity
+
+    counting = {"precision": args.precision, "nonfinite": args.nonfinite, "threads": args.threads}
+    options = {key: getattr(args, key) for key in ("variance", "nuclear", "rank")}
+    options |= counting | {"progress": _progress(args)}
+    if args.interval:
+        estimate = interval(args.measure, args.x, args.y, groups=args.groups, **options)
+        _print(args, estimate.to_dict(), repr(estimate))
+        return FINE
+    options |= {key: getattr(args, key) for key in ("strategy", "folder", "allow_underdetermined", "allow_inaccurate")}
+    if args.measure == "all":
+        found = similarities(args.x, args.y, **options)
+        _print(args, found.to_dict(), found.table())
+    else:
+        one = similarity(args.measure, args.x, args.y, ridge=args.ridge, **options)
+        _print(args, one.to_dict(), repr(one))
     return FINE
 
 
@@ -249,8 +280,30 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     for name in ("directions", "power"):
         if getattr(args, name, None) and args.measure != "svcca":
             parser.error(f"--{name} goes with --measure svcca, not with {args.measure}")
+    if args.command == "compare":
+        _check_measure(parser, args)
     if getattr(args, "plot", None) is not None and Path(args.plot).suffix.lower() != ".png":
         parser.error(f"--plot: got {args.plot}, expected a name that ends in .png")
+
+
+def _check_measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.measure not in (*_CORRELATIONS, "all"):
+        from streamcca.similarity.form import check_measure
+
+        try:
+            check_measure(args.measure)
+        except InputError as error:
+            parser.error(f"--measure: {error}")
+    if args.interval and args.measure == "all":
+        parser.error("--interval is for one measure, not for all")
+    if args.groups is not None and not args.interval:
+        parser.error("--groups goes with --interval")
+    if args.plot and (args.interval or args.measure not in _CORRELATIONS):
+        parser.error("--plot draws the correlations of svcca, cca or pwcca, without --interval")
+    if args.interval:
+        for name, usual in (("strategy", "auto"), ("folder", None), ("ridge", 0.0)):
+            if getattr(args, name) != usual:
+                parser.error(f"--{name} does not go with --interval")
 
 
 def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
