@@ -88,9 +88,11 @@ def qr_compare(
     >>> bool(1 - 1e-9 < result.mean <= 1)
     True
     """
+    x, y = qr_cut(moments, a, rule, rule.x), qr_cut(moments, b, rule, rule.y)
+    moments._check_ddof(1)
     return qr_correlate(
-        qr_cut(moments, a, rule, rule.x),
-        qr_cut(moments, b, rule, rule.y),
+        x,
+        y,
         measure=measure,
         side=side,
         allow_underdetermined=allow_underdetermined,
@@ -137,7 +139,6 @@ def qr_correlate(
 
 def qr_cut(moments: QRMoments, view: str, rule: Rule, value: float) -> QRCut:
     """Cut one view of `QRMoments`; `value` is the rule's value for its side."""
-    moments._check_ddof(1)
     try:
         cut = cut_view(moments.factor(), moments.columns(view), rule.name, value)
     except (InputError, NumericError) as error:
