@@ -183,6 +183,7 @@ class LayerPairs:
 
     def _pair_factors(self, views: Mapping[str, str]) -> Pairing:
         cuts = {name: qr_cut(self.factor, name, self._rule, self._value(key)) for name, key in views.items()}
+        self.factor._check_ddof(1)
         how = {key: value for key, value in self._pairing.items() if key != "ridge"}
         return lambda a, b: qr_correlate(cuts[a], cuts[b], **how)
 

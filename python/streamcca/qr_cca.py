@@ -90,9 +90,11 @@ def qr_compare(
     >>> bool(1 - 1e-9 < result.mean <= 1)
     True
     """
+    x, y = qr_cut(moments, a, rule, rule.x), qr_cut(moments, b, rule, rule.y)
+    moments._check_ddof(1)
     return qr_correlate(
-        qr_cut(moments, a, rule, rule.x),
-        qr_cut(moments, b, rule, rule.y),
+        x,
+        y,
         measure=measure,
         side=side,
         allow_underdetermined=allow_underdetermined,
