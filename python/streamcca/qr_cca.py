@@ -90,6 +90,8 @@ def qr_compare(
     >>> bool(1 - 1e-9 < result.mean <= 1)
     True
     """
+    for name in (a, b):
+        moments.columns(name)  # which refuses what there is not, before anything is decomposed
     x, y = qr_cut(moments, a, rule, rule.x), qr_cut(moments, b, rule, rule.y)
     moments._check_ddof(1)
     return qr_correlate(
