@@ -107,13 +107,13 @@ def spectrum(width: int) -> Array:
 
 
 def deleted(counts: Iterable[int], width: int = 100, rows: int = 1000) -> dict[str, list[float]]:
-    """Ding et al. 2021, section 4 (sensitivity): a view against itself without its smallest principal components.
+    """Ding et al. 2021, sensitivity: a view against itself without its smallest principal components.
 
     Returns
     -------
     dict
         For each measure its numbers, one for each of `counts`, the components deleted; `over_width` is the sum of the
-        correlations over the width of the whole view, as that paper counts, where `cca` divides by the smaller rank.
+        correlations over the neurons of the whole view, where `cca` divides by the smaller rank.
     """
     rng = np.random.default_rng(3)
     columns = rng.standard_normal((rows, width))
@@ -137,14 +137,16 @@ def remapped(rows: int = 2000, width: int = 50) -> Numbers:
 
 
 def too_few_rows(rows: int = 50, width: int = 100) -> Numbers:
-    """Kornblith et al. 2019, theorem 1: unrelated views with more neurons than rows."""
+    """Kornblith et al. 2019, theorem 1: unrelated views with more neurons than rows; `svcca` keeps 5 directions."""
     rng = np.random.default_rng(5)
     x, y = rng.standard_normal((2, rows, width))
     names = ["cca", "yanai", "cka", "debiased_cka", "procrustes", "rsa"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sc.StreamCCAWarning)
         options: dict[str, Any] = {"strategy": "gram", "allow_underdetermined": True}
-        return {name: r.mean for name, r in sc.similarities(x, y, measures=names, **options).items()}
+        result = {name: r.mean for name, r in sc.similarities(x, y, measures=names, **options).items()}
+        few = sc.svcca(x, y, rank=5, strategy="gram")
+    return result | {"svcca": few.mean, "svcca_null": few.null_mean}
 
 
 def unrelated_cka(rows: int, width_x: int, width_y: int) -> Numbers:
@@ -175,7 +177,7 @@ def moved(
     width: int = 50,
     names: Iterable[str] = (*SHOWN, "rsa"),
 ) -> dict[str, list[float]]:
-    """Davari et al. 2023, section 4.1: a view against itself with a share of its rows moved, all in one direction.
+    """Davari et al. 2023, theorem 1 (arXiv 2210.16156): a view against itself, a share of its rows moved by a vector.
 
     The distance is in root mean squares of the rows' norms. `limit` is what CKA tends to, once for every distance: of
     the second view only the indicator of the moved rows is left.
@@ -214,7 +216,7 @@ def dominant(shares: Iterable[float], rows: int = 2000, width: int = 50) -> dict
 
 
 def between(alphas: Iterable[float], rows: int = 2000, strong: int = 10, faint: int = 40) -> dict[str, list[float]]:
-    """Williams et al. 2021, section 2.2: `shape` from canonical correlations (0) to Procrustes (1).
+    """Williams et al. 2021: `shape` from canonical correlations (0) to Procrustes (1).
 
     'strong' shares the ten strong directions (sd 1) and not the forty faint ones (sd 0.1); 'faint' the other way round.
     """
@@ -247,8 +249,8 @@ def numbers() -> Numbers:
         result |= {f"chance.100.{k}": v[0][0], f"chance.1000.{k}": v[1][0]}
     for label, share in (("5", 0.005), ("100", 0.1)):
         result |= {f"moved.{label}.{k}": v[0] for k, v in moved([10.0], share).items()}
-    result |= {f"dominant.80.{k}": v[0] for k, v in dominant([0.8]).items()}
-    result |= {f"dominant.995.{k}": v[0] for k, v in dominant([0.995]).items()}
+    for label, strength in (("50", 0.5), ("80", 0.8), ("995", 0.995)):
+        result |= {f"dominant.{label}.{k}": v[0] for k, v in dominant([strength]).items()}
     for case, ends in between([0, 0.5, 1]).items():
         result |= {f"between.{case}.{k}": v for k, v in zip(("0", "0.5", "1"), ends, strict=True)}
     return result
