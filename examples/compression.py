@@ -68,9 +68,10 @@ def projections_of(models: list[nn.Module], images: torch.Tensor) -> list[dict[s
     Directions come from the training images; the accuracy will be that of the images left out.
     """
     batches = images[:TRAIN].split(256)
-    options = {"precision": "float64", "progress": False}
-    svcca = sc.compare(*models, batches, [LAYER], variance=0.99, **options)[LAYER, LAYER]
-    cca = sc.compare(*models, batches, [LAYER], measure="cca", **options)[LAYER, LAYER]
+    a, b = models
+    options: dict[str, Any] = {"precision": "float64", "progress": False}
+    svcca = sc.compare(a, b, batches, [LAYER], variance=0.99, **options)[LAYER, LAYER]
+    cca = sc.compare(a, b, batches, [LAYER], measure="cca", **options)[LAYER, LAYER]
     found = []
     for seed, (model, side) in enumerate(zip(models, ("x", "y"), strict=True)):
         with sc.watch(model, [LAYER, LOGITS], precision="float64") as w, torch.no_grad():
@@ -81,7 +82,7 @@ def projections_of(models: list[nn.Module], images: torch.Tensor) -> list[dict[s
         width = len(principal.mean)
         covariance, rng = w.moments.covariance(LAYER), np.random.default_rng(seed)
 
-        def canonical(result: sc.CCAResult, side: str, kind: str) -> tuple[int, Callable[[int], Any]]:
+        def canonical(result: sc.CCAResult, side: Any, kind: Any) -> tuple[int, Callable[[int], Any]]:
             return len(result.correlations), lambda k: [CanonicalProjection(result, side, k, kind=kind)]
 
         def pca(k: int, s: sc.Subspace = principal) -> list[Any]:
