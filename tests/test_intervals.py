@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streamcca as sc
+from streamcca.similarity.estimates import each_left_out
 from streamcca.similarity.form import Former
 from streamcca.similarity.groups import _runs, merged
-from streamcca.similarity.intervals import _each_left_out, sample
+from streamcca.similarity.intervals import sample
 
 
 def coverage(population, name, n, repetitions, **options):
@@ -98,7 +99,7 @@ def test_each_part_left_out():
     rng = np.random.default_rng(3)
     rows = [rng.standard_normal((20 + i, 3)) for i in range(9)]
     parts = [sc.accumulate({"x": part}) for part in rows]
-    for i, rest in enumerate(_each_left_out(parts)):
+    for i, rest in enumerate(each_left_out(parts)):
         others = np.concatenate(rows[:i] + rows[i + 1 :])
         assert rest.n == len(others)
         np.testing.assert_allclose(rest.covariance("x"), np.cov(others, rowvar=False), atol=1e-13)
