@@ -302,6 +302,17 @@ def test_all_measures_at_once():
     assert sc.similarities(q)["pwcca"].mean == pytest.approx(all_of["pwcca"].mean, abs=1e-12)
 
 
+def test_rows_with_nan_are_left_out_of_all_but_debiased_cka():
+    x, y = related()
+    bad = x.copy()
+    bad[7, 2] = np.nan
+    found, kept = sc.similarities(bad, y, nonfinite="skip"), np.arange(N) != 7
+    assert set(found) == set(sc.similarities(x, y)) - {"debiased_cka"}
+    assert found["cka"].mean == pytest.approx(REFERENCE["cka"](x[kept], y[kept]), abs=1e-12)
+    with pytest.raises(sc.InputError, match="expected 'raise' for debiased_cka"):
+        sc.similarity("debiased_cka", bad, y, nonfinite="skip")
+
+
 def test_what_is_refused_does_not_cost_the_others():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((30, 28)), rng.standard_normal((30, 29))

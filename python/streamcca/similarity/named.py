@@ -90,12 +90,13 @@ def _former(
     )
     sums = None
     if "debiased_cka" in names and way == "covariance" and not isinstance(data[0], State):
-        if nonfinite != "raise":
+        if nonfinite != "raise" and every:
             raise InputError(
                 f"nonfinite: got {nonfinite!r}, expected 'raise' for debiased_cka; leave such rows out before"
             )
-        sums = RowSums()
-        data = watched(data, sums)
+        if nonfinite == "raise":
+            sums = RowSums()
+            data = watched(data, sums)
     state, a, b = collect(data, way, folder, accumulate)
     return Former(state, rule, pairing, options, sums), a, b
 
