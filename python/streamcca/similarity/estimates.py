@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from streamcca.subspace import Rule
 _LEADING, _VARIATES = 16, 64
 # Fewer effective rows for each kept direction than this get a warning.
 _ENOUGH = 5
+# The parts' covariances of a pair of views are formed once, if they take no more than this.
+_KEPT_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,25 @@ class Sampled:
     former: Former
     correct: bool
     exact: bool
+    _kept: dict[tuple[int, str, str], tuple[FloatArray, FloatArray, FloatArray]] = field(default_factory=dict)
+    _kept_views: set[str] = field(default_factory=set)
 
     def estimate(self, name: str, pair: Pair) -> Estimate:
         """Estimate one measure of a pair of views."""
         return self._exactly(name, pair) if self.exact else self._to_first_order(name, pair)
+
+    def _second_moments(self, part: int, a: str, b: str) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """`second_moments` of one part, kept as long as those of a pair are small."""
+        widths = [self.groups.views[name] for name in (a, b)]
+        if 8 * 3 * len(self.groups.parts) * max(widths) ** 2 > _KEPT_BYTES:
+            return second_moments(self.groups.parts[part], self.groups.total, a, b)
+        if {a, b} - self._kept_views and len(self._kept_views | {a, b}) > 2:
+            self._kept.clear()
+            self._kept_views.clear()
+        self._kept_views |= {a, b}
+        if (part, a, b) not in self._kept:
+            self._kept[part, a, b] = second_moments(self.groups.parts[part], self.groups.total, a, b)
+        return self._kept[part, a, b]
 
     # -------------------------------------------------------------- first order
 
@@ -91,14 +108,14 @@ class Sampled:
             float(np.vdot(slope, total.covariance(a, b, ddof=0)))
             for slope, a, b in ((formed.x, pair.a, pair.a), (formed.y, pair.b, pair.b), (formed.cross, pair.a, pair.b))
         )
-        for part in self.groups.parts:
+        for i, part in enumerate(self.groups.parts):
             own = 0.0
             for slope, a, b in (
                 (formed.x, pair.a, pair.a),
                 (formed.y, pair.b, pair.b),
                 (formed.cross, pair.a, pair.b),
             ):
-                covariance, left, right = second_moments(part, total, a, b)
+                covariance, left, right = self._second_moments(i, a, b)
                 own += float(np.vdot(slope, covariance) + left @ slope @ right)
             result.append((own - whole) * part.n / total.n)
         return np.array(result)
@@ -116,8 +133,8 @@ class Sampled:
         m = min(len(r.correlations), _VARIATES)
         rho, a, b = r.correlations[:m], r.x_weights[:, :m], r.y_weights[:, :m]
         squares = np.zeros((m, m))
-        for part in parts:
-            covariance, left, right = second_moments(part, total, pair.a, pair.b)
+        for i, part in enumerate(parts):
+            covariance, left, right = self._second_moments(i, pair.a, pair.b)
             own = a.T @ covariance @ b + np.outer(left @ a, right @ b)
             squares += (part.n * (own - np.diag(rho))) ** 2
         ratios = squares / total.n * len(parts) / (len(parts) - 1) / (1 + np.diag(rho) ** 2)
@@ -161,8 +178,8 @@ class Sampled:
         terms = []
         for a, b in ((pair.a, pair.a), (pair.b, pair.b), (pair.a, pair.b)):
             own = []
-            for part in parts:
-                covariance, left, right = second_moments(part, total, a, b)
+            for i in range(len(parts)):
+                covariance, left, right = self._second_moments(i, a, b)
                 own.append(float(np.vdot(covariance + np.outer(left, right), covariance + np.outer(left, right))))
             whole = total.covariance(a, b, ddof=0)
             terms.append((float(np.vdot(whole, whole)) - float(shares**2 @ own)) / (1 - float(shares @ shares)))
@@ -187,8 +204,8 @@ class Sampled:
         u, s, v = np.linalg.svd(c.cross, full_matrices=False)
         inside, left_over, right_over = np.zeros((len(s), len(s))), np.zeros(len(s)), np.zeros(len(s))
         count = len(self.groups.parts)
-        for part in self.groups.parts:
-            covariance, left, right = second_moments(part, total, pair.a, pair.b)
+        for i, part in enumerate(self.groups.parts):
+            covariance, left, right = self._second_moments(i, pair.a, pair.b)
             noise = (covariance + np.outer(left, right) - c.cross) * (part.n / total.n * math.sqrt(count / (count - 1)))
             by_u, by_v = u.T @ noise, noise @ v.T
             both = by_u @ v.T
