@@ -130,3 +130,39 @@ def test_morcos_toy(k, rng):
         r = sc.svcca(x, y, **{rule: 0.99})
         assert r.mean == pytest.approx(mean, abs=0.012)
         assert abs(r.rank_x - kept) <= 2
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected", "within"),
+    [
+        ("cka", 0.55761, 5.1e-6),
+        ("debiased_cka", 0.51346, 5.1e-6),
+        ("procrustes", 0.7362553106, 5.1e-11),
+        ("mean_squared_cca", 0.5453963322, 5.1e-11),
+        ("pwcca_x", 0.7346677196, 5.1e-11),
+        ("pwcca_y", 0.7368405675, 5.1e-11),
+    ],
+)
+def test_kornblith_demo_by_name(measure, expected, within):
+    state = np.random.RandomState(1337)
+    x = state.randn(100, 10)
+    y = state.randn(100, 10) + x
+    assert sc.similarity(measure, x, y).mean == pytest.approx(expected, abs=within)
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "q", "expected"), [(100, 1000, 1000, 0.909), (1000, 100, 50, 0.066), (256, 4096, 512, 0.792)]
+)
+def test_biased_cka_of_unrelated_gaussians(n, p, q, expected):
+    rng = np.random.default_rng(0)
+    r = sc.similarity("cka", rng.standard_normal((n, p)), rng.standard_normal((n, q)), strategy="gram")
+    # The approximation leaves 1 / n; single draws scatter by 0.004.
+    assert r.mean == pytest.approx(expected, abs=0.012)
+    assert r.null_mean == pytest.approx(expected, abs=0.003)
+
+
+@pytest.mark.parametrize(("kx", "ky", "n"), [(100, 50, 2000), (20, 20, 10000)])
+def test_chance_of_mean_squared_cca(kx, ky, n):
+    rng = np.random.default_rng(0)
+    r = sc.similarity("mean_squared_cca", rng.standard_normal((n, kx)), rng.standard_normal((n, ky)))
+    assert r.null_mean == pytest.approx(max(kx, ky) / (n - 1), rel=1e-12)

@@ -65,3 +65,23 @@ class RowSums:
         ones = (s @ s - self._lengths[i]) * (t @ t - self._lengths[j])
         mixed = s @ products @ t - s @ self._weighted[i][j] - t @ self._weighted[j][i] + both
         return float((trace + ones / ((n - 1) * (n - 2)) - 2 / (n - 2) * mixed) / (n * (n - 3)))
+
+    def rounding(self, products: FloatArray, means: tuple[FloatArray, FloatArray], i: int, j: int, n: int) -> float:
+        """Bound what float64 does to `hsic`: sums that cancel, and means that are rounded at their own size.
+
+        Each term's size times sqrt(d) roundoffs, and its slope times how far the means can be off.
+        """
+        unit = 2.0**-53
+        s, t = (n * offset for offset in (self.offsets(means)[i], self.offsets(means)[j]))
+        off = [n * 4 * unit * float(np.linalg.norm(np.abs(means[k]) + np.abs(self._shifts[k]))) for k in (i, j)]
+        size, left, right = (float(np.linalg.norm(part)) for part in (products, s, t))
+        a, b, both = float(self._lengths[i]), float(self._lengths[j]), float(self._products[i, j])
+        by = [float(np.linalg.norm(self._weighted[i][j])), float(np.linalg.norm(self._weighted[j][i]))]
+        ones, mixed = (left**2 + a) * (right**2 + b), left * size * right + left * by[0] + right * by[1] + both
+        terms = size**2 + both + ones / ((n - 1) * (n - 2)) + 2 / (n - 2) * mixed
+        # `products` holds n times the product of both means.
+        moved = 2 * size * (off[0] * right + off[1] * left) / n
+        moved += 2 * (off[0] * left * (right**2 + b) + off[1] * right * (left**2 + a)) / ((n - 1) * (n - 2))
+        moved += 2 / (n - 2) * (off[0] * (2 * size * right + by[0]) + off[1] * (2 * size * left + by[1]))
+        roundoffs = 8 * unit * float(np.sqrt(max(products.shape) + n))
+        return (roundoffs * terms + moved) / (n * (n - 3))

@@ -19,6 +19,16 @@ SAFETY = 8.0
 _UNIT = 2.0**-53
 
 
+def check_range(view: str, trace: float) -> None:
+    """Refuse a view that does not vary, or whose squared variances leave the range of float64."""
+    if not trace > 0:
+        raise InputError(f"view {view!r}: every neuron is constant over the rows; leave the view out")
+    if not 1e-145 < trace < 1e145:
+        raise InputError(
+            f"view {view!r}: got variances of {trace:.0e} in all, whose squares leave float64's range; scale the rows"
+        )
+
+
 class ViewCovariance:
     """Covariance (d, d) of one view of moments, and what is found in it on demand, once."""
 
@@ -28,8 +38,7 @@ class ViewCovariance:
         if not np.isfinite(self.matrix).all():
             raise InputError(f"view {name!r}: the moments are not finite, since rows with NaN were let through")
         self.trace = float(np.trace(self.matrix))
-        if not self.trace > 0:
-            raise InputError(f"view {name!r}: every neuron is constant over the rows; leave the view out")
+        check_range(name, self.trace)
         self._truncated: dict[tuple[str, float, float], Truncated] = {}
 
     @property

@@ -47,7 +47,7 @@ def debiased_cka(m: Moments, a: str, b: str, sums: RowSums) -> tuple[float, floa
         check_debiased(hsic[i, i] * n * (n - 3), float(np.vdot(about[i, i], about[i, i])), view, n)
     size = np.sqrt(hsic[0, 0] * hsic[1, 1])
     value = hsic[0, 1] / size
-    # Rounding enters through |C|^2 alone: the other sums are float64.
+    # Rounding of the products enters through |C|^2 alone; the other sums are float64.
     rounding = {v: m._covariance(v, v, ddof=0)[1] for v in (a, b)}
     noise = {}
     for (i, j), c in about.items():
@@ -56,4 +56,6 @@ def debiased_cka(m: Moments, a: str, b: str, sums: RowSums) -> tuple[float, floa
         noise[i, j] = 2 * twice * max(ei, ej) * n * np.sqrt(ri @ c**2 @ rj) / (n * (n - 3))
     own = [value * noise[i, i] / (2 * hsic[i, i]) for i in (0, 1)]
     bound = SAFETY * float(np.sqrt((noise[0, 1] / size) ** 2 + own[0] ** 2 + own[1] ** 2))
+    float64 = {pair: sums.rounding(about[pair], means, *pair, n) for pair in about}
+    bound += float64[0, 1] / size + sum(abs(value) * float64[i, i] / (2 * hsic[i, i]) for i in (0, 1))
     return float(value), bound + 16 * 2.0**-53 * float(np.sqrt(n))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -117,7 +118,8 @@ class Sampled:
             ):
                 covariance, left, right = self._second_moments(i, a, b)
                 own += float(np.vdot(slope, covariance) + left @ slope @ right)
-            result.append((own - whole) * part.n / total.n)
+            # Slopes are with regard to covariances of divisor n - 1.
+            result.append((own - whole) * part.n / (total.n - 1))
         return np.array(result)
 
     def _effective_rows(self, pair: Pair, name: str) -> float:
@@ -137,23 +139,23 @@ class Sampled:
             covariance, left, right = self._second_moments(i, pair.a, pair.b)
             own = a.T @ covariance @ b + np.outer(left @ a, right @ b)
             squares += (part.n * (own - np.diag(rho))) ** 2
-        ratios = squares / total.n * len(parts) / (len(parts) - 1) / (1 + np.diag(rho) ** 2)
+        ratios = squares * total.rows / total.n**2 * len(parts) / (len(parts) - 1) / (1 + np.diag(rho) ** 2)
         if m > 1:
             np.fill_diagonal(ratios, np.nan)
         ratio = float(np.nanmean(ratios))
         scatter = math.sqrt(2 / ((len(parts) - 1) * max(1, m * m - m)))
-        return float(total.n) / ratio if ratio > 1 + 2 * scatter else float(total.n)
+        return total.rows / ratio if ratio > 1 + 2 * scatter else float(total.rows)
 
     def _variates(self, pair: Pair, name: str) -> CCAResult:
         """Variates whose scatter is looked at: those of the measure, or of a few leading directions."""
         if name in CANONICAL:
             return pair.correlate(self.former.rule or CANONICAL[name][1])
-        if min(self.groups.views[pair.a], self.groups.views[pair.b]) <= _VARIATES:
-            return pair.correlate(FULL)
-        try:
-            return pair.correlate(Rule("rank", _LEADING, _LEADING))
-        except InputError:  # fewer directions than that
-            return pair.correlate(FULL)
+        # Of few rows few: correlations that rows force to be 1 say nothing.
+        few = min(_LEADING, max(1, (self.groups.rows - 2) // 4))
+        if max(self.groups.views[pair.a], self.groups.views[pair.b]) > few:
+            with contextlib.suppress(InputError):  # fewer directions than that
+                return pair.correlate(Rule("rank", few, few))
+        return pair.correlate(FULL)
 
     def _without_bias(self, name: str, pair: Pair, rows: float) -> tuple[float, Formed]:
         measure, default = CANONICAL[name]
@@ -189,6 +191,7 @@ class Sampled:
                     f"view {view!r}: its parts are no more alike than by chance; add rows, or use corrected=False"
                 )
         value = terms[2] / math.sqrt(terms[0] * terms[1])
+        terms = [term * (total.n / (total.n - 1)) ** 2 for term in terms]
         c, size = pair.covariance, math.sqrt(terms[0] * terms[1])
         slopes = (-value / terms[0] * c.x.matrix, -value / terms[1] * c.y.matrix, 2 / size * c.cross)
         return value, Formed(value, lambda: 0.0, *slopes)

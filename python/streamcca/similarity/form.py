@@ -59,7 +59,8 @@ def _angle(value: float) -> float:
 
 
 def _slope_of_angle(value: float) -> float:
-    return -1 / math.sqrt(max(1 - value * value, 1e-300))
+    # At 1 it has none; there the number does not move either.
+    return -1 / math.sqrt(max(1 - value * value, 1e-12))
 
 
 _FUNCTIONS = {
@@ -210,7 +211,7 @@ class Pair:
             value, bound, null = (
                 sum(getattr(r, number) for r in sides) / len(sides) for number in ("mean", "error_bound", "null_mean")
             )
-            return self._result(name, value, bound, lambda: null, sides[0])
+            return self._result(name, value, bound, lambda: null, sides[0] if len(sides) == 1 else None)
         state = self._former.state
         if isinstance(state, Gram):
             number = grams.form(name, state, self.a, self.b, self._former.options)

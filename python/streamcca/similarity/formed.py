@@ -19,7 +19,7 @@ def cka(pair: PairCovariance) -> Formed:
     x, y, cross = pair.x, pair.y, pair.cross
     size = x.norm * y.norm
     value = float(np.vdot(cross, cross)) / size
-    null = min(1.0, x.trace * y.trace / size / (pair.n - 1))
+    null = min(1.0, x.trace * y.trace / size / (pair.rows - 1))
     slopes = (-value / x.norm**2 * x.matrix, -value / y.norm**2 * y.matrix, 2 / size * cross)
     return Formed(value, lambda: null, *slopes)
 

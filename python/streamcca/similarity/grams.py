@@ -11,7 +11,7 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError, UnderdeterminedError
 from streamcca.gram import Gram, ViewGram
-from streamcca.similarity.covariances import SAFETY, spectral_error
+from streamcca.similarity.covariances import SAFETY, check_range, spectral_error
 from streamcca.similarity.formed import null_nuclear
 
 _UNIT = 2.0**-53
@@ -242,5 +242,7 @@ FORMS: dict[str, tuple[Callable[..., OfGrams], tuple[str, ...]]] = {
 
 def form(name: str, g: Gram, a: str, b: str, options: dict[str, Any]) -> OfGrams:
     """Form one of `FORMS`."""
+    for view in (a, b):
+        check_range(view, float(np.trace(g.view(view).matrix)))
     function, takes = FORMS[name]
     return function(g, a, b, **{key: options[key] for key in takes if options.get(key) is not None})

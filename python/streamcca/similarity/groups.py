@@ -99,7 +99,8 @@ class GroupMoments:
             self._add(self._next, given, weights)
             self._next = (self._next + 1) % len(self._parts)
             return
-        part = _part_of(groups, len(next(iter(given.values()), [])), len(self._parts))
+        _check_lengths(given, weights)
+        part = _part_of(groups, len(next(iter(given.values()))), len(self._parts))
         for number in np.unique(part):
             rows = np.flatnonzero(part == number)
             own = None if weights is None else np.asarray(weights)[rows]
@@ -155,6 +156,19 @@ def second_moments(part: Moments, total: Moments, a: str, b: str) -> tuple[Float
     Kept apart since the second moments about the common means are needed in inner products only.
     """
     return part.covariance(a, b, ddof=0), part.mean(a) - total.mean(a), part.mean(b) - total.mean(b)
+
+
+def _check_lengths(given: Mapping[str, Any], weights: Any) -> None:
+    """Refuse what cutting by groups would make fit."""
+    rows: int | None = None
+    for name, array in {**given, **({} if weights is None else {"weights": weights})}.items():
+        if not hasattr(array, "shape"):
+            raise InputError(f"{name}: got {type(array).__name__}, expected an array of rows")
+        rows = len(array) if rows is None else rows
+        if len(array) != rows:
+            raise InputError(f"{name}: got {len(array)} rows, expected {rows} as in view {next(iter(given))!r}")
+    if not given:
+        raise InputError("update: got no views")
 
 
 def _part_of(groups: Any, rows: int, parts: int) -> np.ndarray[Any, Any]:
@@ -257,10 +271,12 @@ def _of_sources(data: tuple[Any, ...], groups: Any, progress: Any, options: dict
         rows = sources[0].rows
         if sources[1].rows != rows:
             raise InputError(f"view 'y': got {sources[1].rows} rows, expected {rows} as in view 'x'")
+        by_number = groups is not None and not isinstance(groups, int | float | np.number)
+        if by_number:
+            _part_of(groups, rows, options["parts"])
         result = GroupMoments({source.name: source.width for source in sources}, **options)
         step = max(BLOCK_ROWS, _CHUNK_BYTES // max(1, *(source.row_bytes for source in sources)))
         in_memory = not any(isinstance(array, str | os.PathLike | np.memmap) for array in data)
-        by_number = groups is not None and not isinstance(groups, int)
         runs = [(0, rows)] if by_number else _runs(rows, _size(groups), options["parts"])
         with progress_bar(progress, rows, "row", "accumulate") as bar:
             for part, (first, last) in enumerate(runs):
@@ -282,7 +298,7 @@ def _of_sources(data: tuple[Any, ...], groups: Any, progress: Any, options: dict
 def _size(groups: Any) -> int:
     if groups is None:
         return 1
-    if isinstance(groups, bool) or groups < 1:
+    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
         raise InputError(
             f"groups: got {groups!r}, expected a number of rows of at least 1, or an array of group numbers"
         )

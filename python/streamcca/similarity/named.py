@@ -50,7 +50,7 @@ class Similarities(Mapping[str, SimilarityResult]):
 
     def table(self) -> str:
         """Return a line for each measure: the number, its error bound and its chance level."""
-        width = max(len(name) for name in self.results)
+        width = max([7, *map(len, self.results)])
         lines = [f"{'measure':<{width}}  {'number':>10}  {'rounding':>8}  {'chance':>7}"]
         for name, r in self.results.items():
             kind = "" if r.kind == "similarity" else "  (distance)"
@@ -187,10 +187,15 @@ def similarity(
     1.0
     """
     name = check_measure(measure)
+    rule = rule_of(variance, nuclear, rank)
+    if (rule or ridge) and name not in CANONICAL and not name.startswith("pwcca"):
+        raise InputError(
+            f"{rule or 'ridge'}: {name} is no function of canonical correlations and keeps all; leave it out"
+        )
     former, a, b = _former(
         [name],
         data,
-        rule_of(variance, nuclear, rank),
+        rule,
         accumulate={"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress},
         pairing={
             "ridge": checked_ridge(ridge),
@@ -251,6 +256,7 @@ nonfinite, threads, progress, strategy, folder
     cka           0.501733     7e-15   0.0099
     procrustes    0.704630     7e-15   0.0804
     """
+    measures = [measures] if isinstance(measures, str) else measures
     names = None if measures is None else [check_measure(name) for name in measures]
     former, a, b = _former(
         list(MEASURES) if names is None else names,
