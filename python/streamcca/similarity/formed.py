@@ -68,18 +68,10 @@ def _inverse_deviations(view: ViewCovariance) -> FloatArray:
     return np.divide(1.0, np.sqrt(np.where(live, variances, 1.0)), where=live, out=np.zeros(view.width))
 
 
-def _svd(matrix: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """SciPy's, whose BLAS serves the native code too: threads of NumPy's own would spin while those work."""
-    from scipy.linalg import svd
-
-    u, s, v = svd(matrix, full_matrices=False, check_finite=False)
-    return u, s, v
-
-
 def procrustes(pair: PairCovariance) -> Formed:
     """Nuclear norm of Sxy over sqrt(tr Sxx tr Syy); also the normalized Bures similarity of the Gram matrices."""
     x, y = pair.x, pair.y
-    u, s, v = _svd(pair.cross)
+    u, s, v = np.linalg.svd(pair.cross, full_matrices=False)
     size = np.sqrt(x.trace * y.trace)
     value = min(1.0, float(s.sum()) / size)
     # Where singular values are below the error its norm decides: |S + E|_* - |S|_* <= |E|_*.
@@ -169,7 +161,7 @@ def shape(pair: PairCovariance, alpha: float) -> Formed:
     """
     x, y = _PartlyWhite(pair.x, alpha), _PartlyWhite(pair.y, alpha)
     projected = x.vectors.T @ pair.cross @ y.vectors
-    u, s, v = _svd(projected * np.outer(x.weights, y.weights))
+    u, s, v = np.linalg.svd(projected * np.outer(x.weights, y.weights), full_matrices=False)
     size = np.sqrt(x.trace * y.trace)
     value = min(1.0, float(s.sum()) / size)
     polar = u @ v / size

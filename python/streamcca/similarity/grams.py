@@ -205,6 +205,10 @@ def rsa(g: Gram, a: str, b: str, *, correlation: str = "spearman") -> OfGrams:
         squared = _squared_distances(view)[upper]
         e, _, r = view.rounding
         noise = 2 * SAFETY * e * (r[upper[0]] + r[upper[1]]) + _roundoff(1) * float(squared.max(initial=0.0))
+        if not float(np.ptp(squared)) > 4 * float(noise.max()):
+            raise InputError(
+                f"view {name!r}: all samples are equally far from each other; rsa has nothing to correlate"
+            )
         if correlation == "spearman":
             numbers = rankdata(squared)
             ordered = np.sort(squared)
@@ -218,10 +222,6 @@ def rsa(g: Gram, a: str, b: str, *, correlation: str = "spearman") -> OfGrams:
             change = np.minimum(noise / np.maximum(2 * numbers, np.finfo(float).tiny), np.sqrt(noise))
         numbers = numbers - numbers.mean()
         norm = float(np.linalg.norm(numbers))
-        if not norm > 1e-12 * float(np.abs(numbers).max(initial=0.0)) or norm == 0:
-            raise InputError(
-                f"view {name!r}: all samples are equally far from each other; rsa has nothing to correlate"
-            )
         sides.append(numbers / norm)
         errors.append(float(np.linalg.norm(change)) / norm)
     value = float(sides[0] @ sides[1])
