@@ -129,3 +129,27 @@ def test_scales_that_leave_float64_are_right_or_refused(measure, scale):
         except sc.StreamCCAError:
             return
     assert found.mean == pytest.approx(sc.similarity(measure, x, y).mean, abs=1e-9)
+
+
+def test_a_batch_with_nan_leaves_all_parts_as_they_were():
+    x, y = _views(np.random.default_rng(0))
+    g = sc.GroupMoments({"a": 6, "b": 5})
+    g.update(a=x, b=y, groups=np.arange(400))
+    before = [part.mean("a") for part in g.parts]
+    bad = y.copy()
+    bad[399, 2] = np.nan
+    with pytest.raises(sc.NonFiniteError, match="view 'b', row 399 of the batch, column 2"):
+        g.update(a=x, b=bad, groups=np.arange(400))
+    with pytest.raises(sc.InputError, match="width"):
+        g.update(a=x[:, :5], b=y, groups=np.arange(400))
+    assert g.n == 400
+    for part, mean in zip(g.parts, before, strict=True):
+        np.testing.assert_array_equal(part.mean("a"), mean)
+
+
+def test_samples_of_several_rows_go_by_their_group():
+    x, y = _views(np.random.default_rng(0))
+    g = sc.GroupMoments({"a": 6, "b": 5})
+    g.update(a=x.reshape(40, 10, 6), b=y.reshape(40, 10, 5), groups=np.arange(40))
+    assert (g.n, g.rows) == (400, 400)
+    assert all(part.n % 10 == 0 for part in g.parts)

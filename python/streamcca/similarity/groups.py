@@ -11,8 +11,9 @@ import numpy as np
 
 from streamcca._backend import BLOCK_ROWS, FloatArray, state_bytes
 from streamcca._memory import check_memory
-from streamcca.errors import InputError
+from streamcca.errors import InputError, NonFiniteError
 from streamcca.moments import Moments, NonFinite, Precision
+from streamcca.passes import bits_of, widened
 from streamcca.sources import NpyFile, RowSource, open_source, pair_of, progress_bar, progress_wanted
 from streamcca.views import Pairs, checked_views, pair_list
 
@@ -92,7 +93,7 @@ class GroupMoments:
         Raises
         ------
         InputError, DTypeError, NonFiniteError
-            The batch is refused; with `groups`, rows of groups whose turn came before stay counted.
+            The batch is refused as a whole and all parts are unchanged.
         """
         given = {**(batch or {}), **arrays}
         if groups is None:
@@ -100,6 +101,8 @@ class GroupMoments:
             self._next = (self._next + 1) % len(self._parts)
             return
         _check_lengths(given, weights)
+        if self._options["nonfinite"] == "raise":
+            _check_finite(given)
         part = _part_of(groups, len(next(iter(given.values()))), len(self._parts))
         for number in np.unique(part):
             rows = np.flatnonzero(part == number)
@@ -169,6 +172,20 @@ def _check_lengths(given: Mapping[str, Any], weights: Any) -> None:
             raise InputError(f"{name}: got {len(array)} rows, expected {rows} as in view {next(iter(given))!r}")
     if not given:
         raise InputError("update: got no views")
+
+
+def _check_finite(given: Mapping[str, Any]) -> None:
+    """Refuse a batch before its first rows are counted: what one part refuses others would have taken."""
+    for name, array in given.items():
+        flat = array.reshape(-1, array.shape[-1]) if len(array.shape) == 3 else array
+        bits, dtype = bits_of(flat, f"view {name!r}")
+        wrong = ~np.isfinite(widened(bits, dtype, np.float64))
+        if wrong.any():
+            place = np.argwhere(wrong)[0]
+            raise NonFiniteError(
+                f"view {name!r}, row {place[0]} of the batch, column {place[-1]}: got NaN or infinity, expected a "
+                "finite number; mend the rows, or construct GroupMoments with nonfinite='skip'"
+            )
 
 
 def _part_of(groups: Any, rows: int, parts: int) -> np.ndarray[Any, Any]:
