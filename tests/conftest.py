@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Before NumPy: the tests' matrices are small, and threads of its BLAS, and of SciPy's, spin while the others work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import signal
 import sys
 from pathlib import Path
