@@ -35,7 +35,7 @@ def test_killed_again_and_again(tmp_path):
 
     A hundred times takes two minutes: `python tests/killed_jobs.py FOLDER 100 7`.
     """
-    run(tmp_path, 20, 7)
+    run(tmp_path, 15, 7)
     x, y = views()
     with np.load(tmp_path / "spool.whole.npz") as found:
         grams = sc.gram(x, y)

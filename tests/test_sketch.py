@@ -312,7 +312,7 @@ def test_agrees_with_the_dense_answer(slope):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("slope", "of"), [*((slope, "deviations") for slope in BARS), (0.75, "variances")])
+@pytest.mark.parametrize(("slope", "of"), [(0.6, "deviations"), (1.5, "deviations"), (0.75, "variances")])
 def test_agrees_with_the_dense_answer_in_3000_neurons(slope, of):
     x, y = spectrum_rows(2000, 3000, 400, slope / 2 if of == "variances" else slope)
     left = []
