@@ -74,7 +74,6 @@ def test_intervals_from_a_pass_over_models(models, loader):
 
 
 def test_picture(models, loader, tmp_path):
-    pytest.importorskip("matplotlib")
     from streamcca.plots import save_figure
 
     found = sc.compare(*models, loader, measure=["cka", "cka_angle", "pillai"], intervals=True)
@@ -95,6 +94,8 @@ def test_picture(models, loader, tmp_path):
         ({"measure": "cka", "folder": "somewhere"}, "folder: got a folder"),
         ({"measure": "cka", "power": 1}, "power: got 1"),
         ({"intervals": True, "parts": 3}, "parts: got 3"),
+        ({"intervals": True, "memory": 10**9}, "memory: the parts of the rows"),
+        ({"measure": "cka", "rank": 2}, "no functions of canonical correlations"),
         ({"measure": "pwcca", "intervals": True}, "its slopes are not known"),
     ],
 )

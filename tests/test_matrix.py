@@ -120,7 +120,6 @@ def test_from_gram_matrices(views):
 
 
 def test_picture(moments, tmp_path):
-    pytest.importorskip("matplotlib")
     from streamcca.plots import save_figure
 
     for measure in ("cka", "cka_angle", "pillai"):

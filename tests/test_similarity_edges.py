@@ -153,3 +153,30 @@ def test_samples_of_several_rows_go_by_their_group():
     g.update(a=x.reshape(40, 10, 6), b=y.reshape(40, 10, 5), groups=np.arange(40))
     assert (g.n, g.rows) == (400, 400)
     assert all(part.n % 10 == 0 for part in g.parts)
+
+
+def test_a_rule_that_no_measure_takes_is_refused():
+    x, y = _views(np.random.default_rng(0))
+    m, g = sc.accumulate({"x": x, "y": y}), sc.group_moments(x, y)
+    for call in (
+        lambda: sc.similarity("cka", x, y, rank=2),
+        lambda: sc.similarity("cka", x, y, ridge=1),
+        lambda: sc.similarities(x, y, measures=["cka", "procrustes"], variance=0.9),
+        lambda: sc.similarity_matrix(m, "cka", rank=2),
+        lambda: sc.interval("cka", g, variance=0.9),
+        lambda: sc.difference("cka", g, ("x", "y"), ("y", "x"), rank=2),
+    ):
+        with pytest.raises(sc.InputError, match="no functions of canonical correlations; leave it out"):
+            call()
+    assert sc.similarities(x, y, measures=["cka", "svcca"], rank=2)["svcca"].detail.rank_x == 2
+
+
+def test_bad_weights_leave_all_parts_as_they_were():
+    x, y = _views(np.random.default_rng(0))
+    g = sc.GroupMoments({"a": 6, "b": 5})
+    for bad in (-1.0, np.nan, np.inf):
+        weights = np.ones(400)
+        weights[-1] = bad
+        with pytest.raises(sc.InputError, match="weights: got a negative"):
+            g.update(a=x, b=y, weights=weights, groups=np.arange(400))
+    assert g.n == 0

@@ -11,6 +11,7 @@ from streamcca.accumulate import accumulate
 from streamcca.callbacks import lightning_callback, trainer_callback
 from streamcca.cca import cca, pwcca, svcca
 from streamcca.compare import compare
+from streamcca.comparison import LayerComparison
 from streamcca.curves import Curves
 from streamcca.dimension import SignificantCorrelations, significant_correlations
 from streamcca.directions import CanonicalProjection, SharedDirection, project_layer, shared_directions
@@ -45,7 +46,7 @@ from streamcca.moments import Moments
 from streamcca.plan import Plan, plan
 from streamcca.population import CorrectedCorrelations, corrected_correlations
 from streamcca.qr import QRMoments
-from streamcca.results import CCAResult, LayerComparison, Truncation
+from streamcca.results import CCAResult, Truncation
 from streamcca.scores import SubspaceScores, subspace_scores
 from streamcca.significance import null_edges, null_interval, null_mean
 from streamcca.similarity.angles import PrincipalAngles, principal_angles

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamcca.errors import InputError, StreamCCAError, StreamCCAWarning
+from streamcca.pairing import CORRELATIONS
 
 if TYPE_CHECKING:
     from streamcca.moments import Moments
 
-_CORRELATIONS = ("svcca", "cca", "pwcca")
 FINE, FAILED, USAGE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -134,7 +134,7 @@ def _print(args: argparse.Namespace, data: Any, text: str) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from streamcca import cca, pwcca, svcca
 
-    if args.interval or args.measure not in _CORRELATIONS:
+    if args.interval or args.measure not in CORRELATIONS:
         return _by_name(args)
     if args.plot:
         _check_picture(args.plot)
@@ -287,7 +287,7 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 
 def _check_measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if args.measure not in (*_CORRELATIONS, "all"):
+    if args.measure not in (*CORRELATIONS, "all"):
         from streamcca.similarity.form import check_measure
 
         try:
@@ -298,7 +298,7 @@ def _check_measure(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error("--interval is for one measure, not for all")
     if args.groups is not None and not args.interval:
         parser.error("--groups goes with --interval")
-    if args.plot and (args.interval or args.measure not in _CORRELATIONS):
+    if args.plot and (args.interval or args.measure not in CORRELATIONS):
         parser.error("--plot draws the correlations of svcca, cca or pwcca, without --interval")
     if args.interval:
         for name, usual in (("strategy", "auto"), ("folder", None), ("ridge", 0.0)):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from streamcca.comparison import LayerComparison
 from streamcca.errors import InputError
 from streamcca.layer_measures import asked_for, check_options, compare_measures
 from streamcca.layer_pairs import WAYS, LayerPairs
@@ -17,7 +18,6 @@ from streamcca.moments import NonFinite, Precision
 from streamcca.pairing import FULL, VARIANCE_99, Measure, Progress
 from streamcca.plan import Strategy
 from streamcca.resize import Resize, ResizeBy, make_resizer
-from streamcca.results import LayerComparison
 from streamcca.routes import refuse_sketching
 from streamcca.rows import Rows
 from streamcca.scores import SubspaceScores, tell
@@ -198,7 +198,7 @@ def compare(  # type: ignore[misc]
     }
     one_by_one = not (hasattr(model_a, "named_modules") and hasattr(model_b, "named_modules"))
     if formed is not None:
-        check_options(formed, not one_by_one, strategy, ridge)
+        check_options(formed, not one_by_one, strategy, ridge, memory, intervals)
     if one_by_one:
         _refuse_options_of_two(layers_b, loader_b, strategy, memory, nonfinite, folder)
         refuse_sketching({"directions": directions, "power": power})

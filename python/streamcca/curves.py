@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from streamcca.results import CCAResult, Cells
+from streamcca.comparison import Cells
+from streamcca.results import CCAResult
 from streamcca.views import check_option
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca._memory import peak_resident, reset_peak
 from streamcca.compare import compare
-from streamcca.results import LayerComparison
+from streamcca.comparison import LayerComparison
 from streamcca.rows import Way
 from streamcca.sources import progress_bar
 from streamcca.sweep import eval_mode

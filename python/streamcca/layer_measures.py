@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from streamcca.comparison import LayerComparison
 from streamcca.errors import InputError
 from streamcca.layer_pairs import cross_pairs
 from streamcca.moments import Moments
-from streamcca.pairing import Progress
+from streamcca.pairing import CORRELATIONS, Progress
 from streamcca.plan import plan_among
-from streamcca.results import LayerComparison
 from streamcca.similarity.form import check_measure
 from streamcca.similarity.groups import GroupMoments
 from streamcca.similarity.matrix import SimilarityMatrix, similarity_matrix
@@ -18,15 +18,13 @@ from streamcca.sources import progress_wanted
 from streamcca.sweep import BatchRows, Sweep
 from streamcca.watch import check_same_layers
 
-_CORRELATIONS = ("svcca", "cca", "pwcca")
-
 
 def asked_for(measure: Any, intervals: bool, side: str) -> list[str] | None:
     """Return the measures to form, or None for one of those that `compare` has ways of its own for.
 
     'pwcca' is that of one side here, as it is alone.
     """
-    if isinstance(measure, str) and measure in _CORRELATIONS and not intervals:
+    if isinstance(measure, str) and measure in CORRELATIONS and not intervals:
         return None
     names = [measure] if isinstance(measure, str) else list(measure)
     if not names:
@@ -34,7 +32,9 @@ def asked_for(measure: Any, intervals: bool, side: str) -> list[str] | None:
     return [check_measure(f"pwcca_{side}" if name == "pwcca" else name) for name in names]
 
 
-def check_options(names: list[str], side_by_side: bool, strategy: str, ridge: float) -> None:
+def check_options(
+    names: list[str], side_by_side: bool, strategy: str, ridge: float, memory: int | None, intervals: bool
+) -> None:
     """Refuse what only canonical correlations of one measure can do."""
     what = " and ".join(names)
     if not side_by_side:
@@ -43,6 +43,10 @@ def check_options(names: list[str], side_by_side: bool, strategy: str, ridge: fl
         raise InputError(f"strategy: got {strategy!r} for {what}, expected 'covariance'")
     if ridge:
         raise InputError(f"ridge: got {ridge:g} for {what}, expected 0")
+    if intervals and memory is not None:
+        raise InputError(
+            "memory: the parts of the rows are checked against what is free; leave it out with intervals=True"
+        )
 
 
 def compare_measures(

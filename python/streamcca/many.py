@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca.comparison import LayerComparison
 from streamcca.errors import InputError, LayerError, MissingFileError
 from streamcca.layers import Layers, unwrapped
-from streamcca.results import LayerComparison
 from streamcca.scores import SubspaceScores, Warned, subspace_scores, tell
 from streamcca.views import unknown_name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from streamcca import _backend
 from streamcca._backend import FloatArray
@@ -19,6 +19,7 @@ from streamcca.significance import forced_ones, null_mean
 from streamcca.subspace import Rule, Truncated, why_uncertain
 
 Measure = Literal["svcca", "cca", "pwcca"]
+CORRELATIONS: tuple[Measure, ...] = get_args(Measure)
 Progress = bool | Literal["auto"]
 FULL = Rule("full")
 VARIANCE_99 = Rule("variance", 0.99, 0.99)

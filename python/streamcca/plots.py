@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamcca.comparison import LayerComparison
 from streamcca.errors import InputError, LayerError
-from streamcca.results import CCAResult, LayerComparison
+from streamcca.results import CCAResult
 from streamcca.significance import null_edges
 from streamcca.store import write_atomically
 

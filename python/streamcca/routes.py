@@ -10,17 +10,16 @@ from typing import Any, cast
 
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.gram import Gram, gram
-from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
+from streamcca.gram_cca import gram_refuses
 from streamcca.moments import Moments
-from streamcca.pairing import correlate
 from streamcca.passes import PairPasses
 from streamcca.plan import Strategy, Way, kept_by, plan_among
 from streamcca.qr import QRMoments, qr_moments_of
-from streamcca.qr_cca import qr_compare
 from streamcca.results import CCAResult
+from streamcca.similarity.canonical import correlate_views
 from streamcca.sketch_route import sketch_refuses, sketch_svcca
 from streamcca.sources import ArraySource, NpyFile, moments_of, open_source, pair_of, progress_wanted
-from streamcca.subspace import Rule, truncate_view
+from streamcca.subspace import Rule
 from streamcca.views import check_option
 
 Outcome = tuple[CCAResult, list[StreamCCAWarning]]
@@ -55,16 +54,7 @@ def route(
         return _by_sketch(data, rule, folder, accumulate, sketching or {}, options)
     refuse_sketching(sketching)
     state, a, b = collect(data, way, folder, accumulate)
-    if isinstance(state, Gram):
-        spaces = [truncate_gram(state.view(v), v, rule, value) for v, value in ((a, rule.x), (b, rule.y))]
-        return correlate_scores(spaces[0], spaces[1], **options)
-    if isinstance(state, QRMoments):
-        if options.pop("ridge"):
-            raise InputError("ridge: strategy='qr' is for views as they are; use strategy='covariance', or 0")
-        return qr_compare(state, a, b, rule, **options)
-    x = truncate_view(state, a, rule, rule.x, options["ridge"])
-    y = truncate_view(state, b, rule, rule.y, options["ridge"])
-    return correlate(x, y, state.covariance(a, b), **options)
+    return correlate_views(state, a, b, rule, options)
 
 
 def _by_sketch(

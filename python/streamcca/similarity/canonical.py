@@ -26,10 +26,7 @@ Outcome = tuple[CCAResult, list[StreamCCAWarning]]
 
 @dataclass(frozen=True)
 class OfCorrelations:
-    """A measure of canonical correlations: sum f(rho_i) / size, with size a function of the kept directions.
-
-    `exact_null` says that the chance level of mean rho^2, max(kx, ky) / (n - 1), is that of this measure.
-    """
+    """A measure of canonical correlations: sum of rho_i, or rho_i^2, over a size that the kept directions give."""
 
     squared: bool
     size: Callable[[int, int], float]

@@ -59,10 +59,12 @@ class Sampled:
     correct: bool
     exact: bool
     _kept: dict[tuple[int, str, str], tuple[FloatArray, FloatArray, FloatArray]] = field(default_factory=dict)
-    _kept_views: set[str] = field(default_factory=set)
+    _kept_of: tuple[str, str] | None = None
 
     def estimate(self, name: str, pair: Pair) -> Estimate:
         """Estimate one measure of a pair of views."""
+        if self._kept_of != (pair.a, pair.b):
+            self._kept, self._kept_of = {}, (pair.a, pair.b)
         return self._exactly(name, pair) if self.exact else self._to_first_order(name, pair)
 
     def _second_moments(self, part: int, a: str, b: str) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -70,10 +72,6 @@ class Sampled:
         widths = [self.groups.views[name] for name in (a, b)]
         if 8 * 3 * len(self.groups.parts) * max(widths) ** 2 > _KEPT_BYTES:
             return second_moments(self.groups.parts[part], self.groups.total, a, b)
-        if {a, b} - self._kept_views and len(self._kept_views | {a, b}) > 2:
-            self._kept.clear()
-            self._kept_views.clear()
-        self._kept_views |= {a, b}
         if (part, a, b) not in self._kept:
             self._kept[part, a, b] = second_moments(self.groups.parts[part], self.groups.total, a, b)
         return self._kept[part, a, b]

@@ -80,6 +80,16 @@ def check_measure(name: Any) -> str:
     return name
 
 
+def check_taken(names: Iterable[str], rule: Rule | None, ridge: float = 0.0) -> None:
+    """Refuse a rule or a ridge that none of the measures takes."""
+    names = list(names)
+    if (rule or ridge) and not any(name in CANONICAL or name in _WEIGHTED for name in names):
+        raise InputError(
+            f"{rule or f'ridge={ridge:g}'}: {' and '.join(names)} keep all, being no functions of canonical "
+            "correlations; leave it out"
+        )
+
+
 def source_of(state: State) -> str:
     """Return the word of the declarations for what was counted."""
     return "gram" if isinstance(state, Gram) else "qr" if isinstance(state, QRMoments) else "moments"

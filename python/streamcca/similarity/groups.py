@@ -11,6 +11,7 @@ import numpy as np
 
 from streamcca._backend import BLOCK_ROWS, FloatArray, state_bytes
 from streamcca._memory import check_memory
+from streamcca.batches import checked_weights
 from streamcca.errors import InputError, NonFiniteError
 from streamcca.moments import Moments, NonFinite, Precision
 from streamcca.passes import bits_of, widened
@@ -100,13 +101,16 @@ class GroupMoments:
             self._add(self._next, given, weights)
             self._next = (self._next + 1) % len(self._parts)
             return
+        weights = checked_weights(weights)
         _check_lengths(given, weights)
+        if weights is not None and not (np.isfinite(weights) & (weights >= 0)).all():
+            raise InputError("weights: got a negative, infinite or NaN weight, expected finite numbers >= 0")
         if self._options["nonfinite"] == "raise":
             _check_finite(given)
         part = _part_of(groups, len(next(iter(given.values()))), len(self._parts))
         for number in np.unique(part):
             rows = np.flatnonzero(part == number)
-            own = None if weights is None else np.asarray(weights)[rows]
+            own = None if weights is None else weights[rows]
             self._add(int(number), {name: array[rows] for name, array in given.items()}, own)
 
     def _add(self, part: int, batch: Mapping[str, Any], weights: Any = None) -> None:

@@ -14,7 +14,7 @@ from streamcca.errors import InputError
 from streamcca.moments import NonFinite, Precision
 from streamcca.similarity.declare import MEASURES
 from streamcca.similarity.estimates import Estimate, Sampled
-from streamcca.similarity.form import Former, Pair, check_measure
+from streamcca.similarity.form import Former, Pair, check_measure, check_taken
 from streamcca.similarity.groups import FEWEST, GroupMoments, group_moments
 from streamcca.similarity.named import options_of_measures, rule_of, tell
 from streamcca.similarity.result import WithChance
@@ -289,7 +289,9 @@ def interval(
     else:
         how = {"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress}
         kept, a, b = group_moments(*data, groups=groups, parts=parts, **how), "x", "y"
-    former = _former(kept, rule_of(variance, nuclear, rank), alpha)
+    rule = rule_of(variance, nuclear, rank)
+    check_taken([name], rule)
+    former = _former(kept, rule, alpha)
     sampled, pair = sample(kept, former, corrected, exact), former.pair(a, b)
     result = sampled_interval(sampled, name, pair, level, method)
     tell(pair.notes, 2)
@@ -344,7 +346,9 @@ def difference(
     name = _check(check_measure(measure), level, "jackknife", exact)
     if not isinstance(groups, GroupMoments):
         raise InputError(f"difference: got {type(groups).__name__}, expected GroupMoments")
-    former = _former(groups, rule_of(variance, nuclear, rank), alpha)
+    rule = rule_of(variance, nuclear, rank)
+    check_taken([name], rule)
+    former = _former(groups, rule, alpha)
     sampled = sample(groups, former, corrected, exact)
     both, estimates = [], []
     for names in (first, second):

@@ -18,7 +18,7 @@ from streamcca.gram import Gram
 from streamcca.moments import Moments
 from streamcca.similarity.canonical import exchanged
 from streamcca.similarity.declare import MEASURES
-from streamcca.similarity.form import Former, check_measure
+from streamcca.similarity.form import Former, check_measure, check_taken
 from streamcca.similarity.groups import GroupMoments
 from streamcca.similarity.intervals import Interval, sample, sampled_interval
 from streamcca.similarity.named import options_of_measures, rule_of, tell
@@ -261,6 +261,7 @@ def similarity_matrix(
         )
     options = options_of_measures(alpha, bandwidth, correlation)
     rule = rule_of(variance, nuclear, rank)
+    check_taken(wanted, rule)
     pairing = {"ridge": 0.0, "allow_underdetermined": allow_underdetermined, "allow_inaccurate": allow_inaccurate}
     state = data.total if isinstance(data, GroupMoments) else data
     former = Former(state, rule, pairing, options)

@@ -15,7 +15,7 @@ from streamcca.routes import choose, collect
 from streamcca.row_sums import RowSums
 from streamcca.similarity.debiased import watched
 from streamcca.similarity.declare import MEASURES
-from streamcca.similarity.form import CANONICAL, Former, State, check_measure, form_each
+from streamcca.similarity.form import CANONICAL, Former, State, check_measure, check_taken, form_each
 from streamcca.similarity.result import SimilarityResult
 from streamcca.subspace import Rule, checked_ridge, parse_rule
 from streamcca.views import check_option
@@ -188,10 +188,7 @@ def similarity(
     """
     name = check_measure(measure)
     rule = rule_of(variance, nuclear, rank)
-    if (rule or ridge) and name not in CANONICAL and not name.startswith("pwcca"):
-        raise InputError(
-            f"{rule or 'ridge'}: {name} is no function of canonical correlations and keeps all; leave it out"
-        )
+    check_taken([name], rule, checked_ridge(ridge))
     former, a, b = _former(
         [name],
         data,
@@ -258,10 +255,12 @@ nonfinite, threads, progress, strategy, folder
     """
     measures = [measures] if isinstance(measures, str) else measures
     names = None if measures is None else [check_measure(name) for name in measures]
+    rule = rule_of(variance, nuclear, rank)
+    check_taken(list(MEASURES) if names is None else names, rule)
     former, a, b = _former(
         list(MEASURES) if names is None else names,
         data,
-        rule_of(variance, nuclear, rank),
+        rule,
         accumulate={"precision": precision, "nonfinite": nonfinite, "threads": threads, "progress": progress},
         pairing={
             "ridge": 0.0,
