@@ -34,12 +34,36 @@ class ViewCovariance:
 
     def __init__(self, moments: Moments, name: str) -> None:
         self._moments, self.name, self.rows = moments, name, moments.rows
-        self.matrix, (self.relative, _, self.raw) = moments._covariance(name, name)
-        if not np.isfinite(self.matrix).all():
-            raise InputError(f"view {name!r}: the moments are not finite, since rows with NaN were let through")
-        self.trace = float(np.trace(self.matrix))
-        check_range(name, self.trace)
         self._truncated: dict[tuple[str, float, float], Truncated] = {}
+
+    @functools.cached_property
+    def _read(self) -> tuple[FloatArray, float, FloatArray]:
+        """Covariance and what describes its rounding; not read for truncation, which reads its own."""
+        matrix, (relative, _, raw) = self._moments._covariance(self.name, self.name)
+        if not np.isfinite(matrix).all():
+            raise InputError(f"view {self.name!r}: the moments are not finite, since rows with NaN were let through")
+        check_range(self.name, float(np.trace(matrix)))
+        return matrix, relative, raw
+
+    @property
+    def matrix(self) -> FloatArray:
+        """Covariance (d, d)."""
+        return self._read[0]
+
+    @property
+    def relative(self) -> float:
+        """Deviation of the errors of entries (i, j), over sqrt(raw_i raw_j)."""
+        return self._read[1]
+
+    @property
+    def raw(self) -> FloatArray:
+        """Raw second moments (d,) of the neurons."""
+        return self._read[2]
+
+    @functools.cached_property
+    def trace(self) -> float:
+        """Variance of all neurons together."""
+        return float(np.trace(self.matrix))
 
     @property
     def width(self) -> int:
