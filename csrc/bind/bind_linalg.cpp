@@ -88,17 +88,25 @@ TruncatedView truncate_array(const DoubleArray& covariance, double relative, dou
   return truncate(lapack(), std::move(c), std::move(error), parsed, ridge);
 }
 
-// `side` "" weighs all correlations alike (CCA, SVCCA); "x" or "y" by projection (PWCCA). `kept`: `cross` is the kx x ky
-// covariance of projections, not the dx x dy one of the neurons.
-py::dict compare_views(const TruncatedView& x, const TruncatedView& y, const DoubleArray& cross, const std::string& side, bool kept) {
+// `kept`: `cross` is the kx x ky covariance of projections, not the dx x dy one of the neurons.
+Canonical correlate_views(const TruncatedView& x, const TruncatedView& y, const DoubleArray& cross, bool kept) {
   const auto size = [kept](const TruncatedView& v) { return static_cast<py::ssize_t>(kept ? v.rank : v.width); };
-  check_shape(cross.ndim() == 2 && cross.shape(0) == size(x) && cross.shape(1) == size(y), "compare");
+  check_shape(cross.ndim() == 2 && cross.shape(0) == size(x) && cross.shape(1) == size(y), "canonical");
   Matrix matrix = to_matrix(cross);
+  const py::gil_scoped_release release;
+  return kept ? canonical_kept(lapack(), x, y, std::move(matrix)) : canonical(lapack(), x, y, std::move(matrix));
+}
+
+// `side` "" weighs all correlations alike (CCA, SVCCA); "x" or "y" by projection (PWCCA).
+py::dict compare_views(const TruncatedView& x, const TruncatedView& y, const Canonical& found, const std::string& side) {
+  const Variates& v = found.variates;
+  check_shape(v.x_weights.rows == x.width && v.y_weights.rows == y.width && v.x_coordinates.rows == x.rank && v.y_coordinates.rows == y.rank,
+              "compare");
   const MeanOver mean_over = side == "x" ? MeanOver::projection_x : side == "y" ? MeanOver::projection_y : MeanOver::correlations;
   Comparison c;
   {
     const py::gil_scoped_release release;
-    c = kept ? compare_kept(lapack(), x, y, matrix, mean_over) : compare(lapack(), x, y, std::move(matrix), mean_over);
+    c = compare(lapack(), x, y, found, mean_over);
   }
   const auto m = static_cast<py::ssize_t>(c.correlations.size());
   py::dict result;
@@ -160,7 +168,9 @@ void bind_linalg(py::module_& m) {
   m.def("load_lapack", &load_lapack, py::arg("capsules"));
   m.def("truncate", &truncate_array, py::arg("covariance"), py::arg("relative"), py::arg("rows"), py::arg("raw"), py::arg("rule"),
         py::arg("value"), py::arg("ridge"));
-  m.def("compare", &compare_views, py::arg("x"), py::arg("y"), py::arg("cross"), py::arg("side"), py::arg("kept"));
+  py::class_<Canonical>(m, "Canonical");
+  m.def("canonical", &correlate_views, py::arg("x"), py::arg("y"), py::arg("cross"), py::arg("kept"));
+  m.def("compare", &compare_views, py::arg("x"), py::arg("y"), py::arg("found"), py::arg("side"));
   py::class_<TruncatedView>(m, "TruncatedView")
       .def_readonly("width", &TruncatedView::width)
       .def_readonly("rank", &TruncatedView::rank)

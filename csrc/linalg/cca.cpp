@@ -72,11 +72,20 @@ Matrix loadings(const Lapack& lapack, const TruncatedView& view, const Matrix& c
   return result;
 }
 
-namespace {
+Canonical canonical(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross) {
+  scale_rows(&cross, inverse_or_zero(x.scale));
+  scale_columns(&cross, inverse_or_zero(y.scale));
+  Matrix kept = multiply(lapack, multiply_transposed(lapack, x.vectors, cross), y.vectors);
+  return {canonical_variates(lapack, x, y, std::move(kept)), std::move(cross), false};
+}
 
-// `cross` in working coordinates, for the error bound; null if only the kept directions were paired.
-Comparison compare_variates(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Variates v, const Matrix* cross,
-                            MeanOver mean_over) {
+Canonical canonical_kept(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix kept) {
+  return {canonical_variates(lapack, x, y, std::move(kept)), Matrix(), true};
+}
+
+Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Canonical& found, MeanOver mean_over) {
+  const Variates& v = found.variates;
+  const Matrix* cross = found.kept_only ? nullptr : &found.cross;
   Comparison result;
   ErrorBound bound;
   if (mean_over == MeanOver::correlations) {
@@ -92,25 +101,12 @@ Comparison compare_variates(const Lapack& lapack, const TruncatedView& x, const 
   result.mean_error_bound = bound.mean;
   result.shares_error_bound = bound.shares;
   result.correlation_error_bounds = std::move(bound.correlations);
-  result.correlations = std::move(v.correlations);
-  result.x_weights = std::move(v.x_weights);
-  result.y_weights = std::move(v.y_weights);
+  result.correlations = v.correlations;
+  result.x_weights = v.x_weights;
+  result.y_weights = v.y_weights;
   scale_rows(&result.x_weights, inverse_or_zero(x.scale));
   scale_rows(&result.y_weights, inverse_or_zero(y.scale));
   return result;
-}
-
-}  // namespace
-
-Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross, MeanOver mean_over) {
-  scale_rows(&cross, inverse_or_zero(x.scale));
-  scale_columns(&cross, inverse_or_zero(y.scale));
-  Variates v = canonical_variates(lapack, x, y, multiply(lapack, multiply_transposed(lapack, x.vectors, cross), y.vectors));
-  return compare_variates(lapack, x, y, std::move(v), &cross, mean_over);
-}
-
-Comparison compare_kept(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& kept, MeanOver mean_over) {
-  return compare_variates(lapack, x, y, canonical_variates(lapack, x, y, kept), nullptr, mean_over);
 }
 
 }  // namespace streamcca

@@ -30,12 +30,22 @@ struct Comparison {
   Matrix x_weights, y_weights;  // d x m, in the neurons' own units
 };
 
+// What is found once of two views, however the mean weighs.
+struct Canonical {
+  Variates variates;
+  Matrix cross;               // dx x dy, in working coordinates; for the error bound
+  bool kept_only = false;     // only the kept directions were paired: no `cross`
+};
+
 // `cross` is the dx x dy cross covariance in the neurons' own units.
-Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross, MeanOver mean_over);
+Canonical canonical(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross);
 
 // The same of the kx x ky covariance of the rows' projections on the kept directions, in working coordinates: what a
 // second pass over the rows gives without any d x d. The error bound is wider, by what the discarded directions could say.
-Comparison compare_kept(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix& kept, MeanOver mean_over);
+Canonical canonical_kept(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix kept);
+
+// `found` is of these two views.
+Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Canonical& found, MeanOver mean_over);
 
 // correlations = singular values of Lx^-1/2 (Vx' Sxy Vy) Ly^-1/2 (Bjorck & Golub 1973 in moment form), the kept covariance
 // in parentheses.

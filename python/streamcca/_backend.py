@@ -13,6 +13,7 @@ from streamcca._core import (
     COMPILER,
     VERSION,
     Accumulator,
+    Canonical,
     TruncatedView,
     active_isa,
     isa_levels,
@@ -26,10 +27,12 @@ __all__ = [
     "COMPILER",
     "VERSION",
     "Accumulator",
+    "Canonical",
     "FloatArray",
     "Rounding",
     "TruncatedView",
     "active_isa",
+    "canonical",
     "compare",
     "isa_levels",
     "openmp_threads",
@@ -64,10 +67,15 @@ def truncate(covariance: FloatArray, rounding: Rounding, rule: str, value: float
     return _core.truncate(covariance, *rounding, rule, value, ridge)
 
 
-def compare(x: TruncatedView, y: TruncatedView, cross: FloatArray, side: str, kept: bool = False) -> dict[str, Any]:
-    """CCA of two truncated views with its error bound; see csrc/linalg/cca.h.
+def canonical(x: TruncatedView, y: TruncatedView, cross: FloatArray, kept: bool = False) -> Canonical:
+    """Canonical variates of two truncated views; see csrc/linalg/cca.h.
 
     `kept`: `cross` is the (kx, ky) covariance of the projections of their rows, not the (dx, dy) one of the neurons.
     """
     _load_lapack()
-    return _core.compare(x, y, cross, side, kept)
+    return _core.canonical(x, y, cross, kept)
+
+
+def compare(x: TruncatedView, y: TruncatedView, found: Canonical, side: str) -> dict[str, Any]:
+    """Mean of the correlations that were found of these views, with its error bound; see csrc/linalg/cca.h."""
+    return _core.compare(x, y, found, side)

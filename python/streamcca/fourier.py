@@ -211,7 +211,7 @@ def _compare(
         cuts.append(cut)
     x, y = cuts
     _check_rows(where, x.rank, y.rank, rows, allow_underdetermined, notes)
-    numbers = _backend.compare(x.native, y.native, cross, "")
+    numbers = _backend.compare(x.native, y.native, _backend.canonical(x.native, y.native, cross), "")
     chance = null_mean if frequency.real else complex_null_mean
     return _Cell(
         mean=numbers["mean"],

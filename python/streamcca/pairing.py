@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from streamcca import _backend
-from streamcca._backend import FloatArray
+from streamcca._backend import Canonical, FloatArray
 from streamcca.errors import (
     AccuracyError,
     AccuracyWarning,
@@ -35,7 +35,7 @@ REMEDY = (
 def correlate(
     x: Truncated,
     y: Truncated,
-    cross: FloatArray,
+    cross: FloatArray | Canonical,
     *,
     kept: bool = False,
     measure: Measure,
@@ -46,9 +46,11 @@ def correlate(
 ) -> tuple[CCAResult, list[StreamCCAWarning]]:
     """CCA of two truncated views of the same rows; returns the result and the warnings that belong to it.
 
-    `cross` is their covariance (dx, dy), or, if `kept`, that of the projections of the rows (kx, ky).
+    `cross` is their covariance (dx, dy), or, if `kept`, that of the projections of the rows (kx, ky), or the canonical
+    variates that were found of these.
     """
-    numbers = _backend.compare(x.native, y.native, cross, side, kept)
+    found = cross if isinstance(cross, Canonical) else _backend.canonical(x.native, y.native, cross, kept)
+    numbers = _backend.compare(x.native, y.native, found, side)
     result, notes = result_of(
         x,
         y,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcca._backend import FloatArray
+from streamcca._backend import Canonical, FloatArray, canonical
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.gram import Gram
 from streamcca.gram_cca import correlate_scores, truncate_gram
@@ -115,13 +115,20 @@ def correlate_views(
     y: ViewCovariance | str,
     rule: Rule,
     options: dict[str, Any],
+    found: dict[Rule, Canonical] | None = None,
 ) -> Outcome:
-    """CCA of two views of whatever was counted; views of moments that are at hand keep what was found in them."""
+    """CCA of two views of whatever was counted; views of moments that are at hand keep what was found in them.
+
+    `found`: their canonical variates by rule, to which new ones are added; the sides of PWCCA share them.
+    """
     if isinstance(state, Moments):
         x, y = (v if isinstance(v, ViewCovariance) else ViewCovariance(state, v) for v in (x, y))
         ridge = options.get("ridge", 0.0)
         sides = (x.truncated(rule, rule.x, ridge), y.truncated(rule, rule.y, ridge))
-        return correlate(*sides, state.covariance(x.name, y.name), **options)
+        found = {} if found is None else found
+        if rule not in found:
+            found[rule] = canonical(sides[0].native, sides[1].native, state.covariance(x.name, y.name))
+        return correlate(*sides, found[rule], **options)
     names = [v if isinstance(v, str) else v.name for v in (x, y)]
     if isinstance(state, Gram):
         spaces = [

@@ -11,6 +11,7 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
 from streamcca.moments import Moments
+from streamcca.similarity.blas import inner
 from streamcca.subspace import Rule, Truncated, truncate_view
 
 FULL = Rule("full")
@@ -73,7 +74,7 @@ class ViewCovariance:
     @functools.cached_property
     def norm(self) -> float:
         """Frobenius norm."""
-        return float(np.linalg.norm(self.matrix))
+        return float(np.sqrt(inner(self.matrix, self.matrix)))
 
     @functools.cached_property
     def _decomposed(self) -> tuple[FloatArray, FloatArray]:
@@ -170,9 +171,9 @@ class Formed:
         """
         x, y = pair.x, pair.y
         variances = [
-            2 * x.relative**2 * float(x.raw @ self.x**2 @ x.raw),
-            2 * y.relative**2 * float(y.raw @ self.y**2 @ y.raw),
-            max(x.relative, y.relative) ** 2 * float(x.raw @ self.cross**2 @ y.raw),
+            2 * x.relative**2 * inner(self.x**2, np.outer(x.raw, x.raw)),
+            2 * y.relative**2 * inner(self.y**2, np.outer(y.raw, y.raw)),
+            max(x.relative, y.relative) ** 2 * inner(self.cross**2, np.outer(x.raw, y.raw)),
         ]
         roundoff = 16 * _UNIT * float(np.sqrt(x.width + y.width))
         return float(SAFETY * np.sqrt(sum(variances)) + self.further + roundoff)

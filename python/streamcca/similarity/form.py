@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from streamcca._backend import Canonical
 from streamcca.errors import InputError, StreamCCAError, StreamCCAWarning
 from streamcca.gram import Gram
 from streamcca.moments import Moments
@@ -128,6 +129,7 @@ class Pair:
     def __init__(self, former: Former, a: str, b: str) -> None:
         self._former, self.a, self.b = former, a, b
         self.notes: list[StreamCCAWarning] = []
+        self._canonical: dict[Rule, Canonical] = {}
         self._correlated: dict[tuple[Rule, str], CCAResult] = {}
         self._numbers: dict[str, SimilarityResult] = {}
         self._covariance: PairCovariance | None = None
@@ -150,7 +152,7 @@ class Pair:
             y: ViewCovariance | str = self.b
             if isinstance(former.state, Moments):
                 x, y = former.view(self.a), former.view(self.b)
-            result, notes = correlate_views(former.state, x, y, rule, former.pairing | options)
+            result, notes = correlate_views(former.state, x, y, rule, former.pairing | options, self._canonical)
             self.notes += [note for note in notes if str(note) not in map(str, self.notes)]
             self._correlated[rule, side] = result
         return self._correlated[rule, side]

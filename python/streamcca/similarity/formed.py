@@ -8,6 +8,7 @@ import numpy as np
 
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError, UnderdeterminedError
+from streamcca.similarity.blas import inner, product, singular_vectors
 from streamcca.similarity.covariances import FULL, SAFETY, Formed, PairCovariance, ViewCovariance
 
 # Draws of unrelated views whose mean is a chance level that has no formula, as long as they are small.
@@ -18,7 +19,7 @@ def cka(pair: PairCovariance) -> Formed:
     """Linear CKA |Sxy|^2 / (|Sxx| |Syy|), which is the RV coefficient."""
     x, y, cross = pair.x, pair.y, pair.cross
     size = x.norm * y.norm
-    value = float(np.vdot(cross, cross)) / size
+    value = inner(cross, cross) / size
     null = min(1.0, x.trace * y.trace / size / (pair.rows - 1))
     slopes = (-value / x.norm**2 * x.matrix, -value / y.norm**2 * y.matrix, 2 / size * cross)
     return Formed(value, lambda: null, *slopes)
@@ -36,7 +37,7 @@ def adjusted_rv(pair: PairCovariance) -> Formed:
     live = [int(np.count_nonzero(s)) for s in scales]
 
     def adjusted(correlations: FloatArray, count: int) -> float:
-        return count - inflation * (count - float(np.vdot(correlations, correlations)))
+        return count - inflation * (count - inner(correlations, correlations))
 
     xx, yy = (adjusted(own, count * count) for own, count in zip(both, live, strict=True))
     for own, view in ((xx, pair.x), (yy, pair.y)):
@@ -71,7 +72,7 @@ def _inverse_deviations(view: ViewCovariance) -> FloatArray:
 def procrustes(pair: PairCovariance) -> Formed:
     """Nuclear norm of Sxy over sqrt(tr Sxx tr Syy); also the normalized Bures similarity of the Gram matrices."""
     x, y = pair.x, pair.y
-    u, s, v = np.linalg.svd(pair.cross, full_matrices=False)
+    u, s, v = singular_vectors(pair.cross)
     size = np.sqrt(x.trace * y.trace)
     value = min(1.0, float(s.sum()) / size)
     # Where singular values are below the error its norm decides: |S + E|_* - |S|_* <= |E|_*.
@@ -81,7 +82,7 @@ def procrustes(pair: PairCovariance) -> Formed:
         lambda: min(1.0, null_nuclear(x.eigenvalues, y.eigenvalues, pair.rows) / size),
         -value / (2 * x.trace) * np.eye(x.width),
         -value / (2 * y.trace) * np.eye(y.width),
-        u @ v / size,
+        product(u, v) / size,
         float(np.sum(s < noise)) * noise / size,
     )
 
@@ -100,9 +101,9 @@ def null_nuclear(x: FloatArray, y: FloatArray, rows: int) -> float:
     rng = np.random.default_rng(0)
     norms = []
     for _ in range(max(1, min(_DRAWS, 10**6 // (len(few) * len(many))))):
-        product = _product_of_frames(len(few), len(many), rows - 1, rng) * few[:, None] * many
+        drawn = _product_of_frames(len(few), len(many), rows - 1, rng) * few[:, None] * many
         # Half of the digits are plenty for a mean of draws.
-        norms.append(np.sqrt(np.maximum(np.linalg.eigvalsh(product @ product.T), 0)).sum())
+        norms.append(np.sqrt(np.maximum(np.linalg.eigvalsh(drawn @ drawn.T), 0)).sum())
     return float(np.mean(norms))
 
 
@@ -121,8 +122,8 @@ def _product_of_frames(p: int, q: int, dimensions: int, rng: np.random.Generator
     else:
         others = rng.standard_normal((rest, q))
     factor = np.linalg.qr(np.concatenate([top, others]), mode="r")
-    product: FloatArray = solve_triangular(factor, top.T, trans="T", check_finite=False).T
-    return product
+    drawn: FloatArray = solve_triangular(factor, top.T, trans="T", check_finite=False).T
+    return drawn
 
 
 def linear_regression(pair: PairCovariance, predicted: str) -> Formed:
@@ -138,15 +139,15 @@ def linear_regression(pair: PairCovariance, predicted: str) -> Formed:
             f"linear_regression: {pair.rows} rows are too few for {k} directions of view {x.name!r}: anything would be "
             "predicted without error; add rows"
         )
-    explained = white.T @ pair.cross
-    solved = white @ explained  # Sxx^-1 Sxy
-    value = min(1.0, float(np.vdot(explained, explained)) / y.trace)
+    explained = product(white.T, pair.cross)
+    solved = product(white, explained)  # Sxx^-1 Sxy
+    value = min(1.0, inner(explained, explained) / y.trace)
     # Second order: the error of Sxx, relative to the smallest direction, acts once more on what it changed.
     relative_error = x.relative * len(x.raw) * x.condition
     return Formed(
         value,
         lambda: k / (pair.rows - 1),
-        -(solved @ solved.T) / y.trace,
+        -product(solved, solved.T) / y.trace,
         -value / y.trace * np.eye(y.width),
         2 / y.trace * solved,
         min(1.0, float(SAFETY * relative_error**2)),
@@ -160,17 +161,17 @@ def shape(pair: PairCovariance, alpha: float) -> Formed:
     Procrustes, a = 0 the sum of canonical correlations over sqrt(kx ky).
     """
     x, y = _PartlyWhite(pair.x, alpha), _PartlyWhite(pair.y, alpha)
-    projected = x.vectors.T @ pair.cross @ y.vectors
-    u, s, v = np.linalg.svd(projected * np.outer(x.weights, y.weights), full_matrices=False)
+    projected = product(product(x.vectors.T, pair.cross), y.vectors)
+    u, s, v = singular_vectors(projected * np.outer(x.weights, y.weights))
     size = np.sqrt(x.trace * y.trace)
     value = min(1.0, float(s.sum()) / size)
-    polar = u @ v / size
+    polar = product(u, v) / size
     return Formed(
         value,
         lambda: min(1.0, null_nuclear(x.weights**2 * x.values, y.weights**2 * y.values, pair.rows) / size),
-        x.slope(polar * y.weights @ projected.T, value),
-        y.slope((polar.T * x.weights) @ projected, value),
-        (x.vectors * x.weights) @ polar @ (y.vectors * y.weights).T,
+        x.slope(product(polar * y.weights, projected.T), value),
+        y.slope(product(polar.T * x.weights, projected), value),
+        product(product(x.vectors * x.weights, polar), (y.vectors * y.weights).T),
     )
 
 
@@ -197,10 +198,9 @@ class _PartlyWhite:
         a, root, mean = self._alpha, np.sqrt(self.values), np.sqrt(self._mean)
         divided = -(1 - a) * mean / (np.outer(root, root) * np.add.outer(root, root))
         white = a * root + (1 - a) * mean
-        inner = divided * (wanted + wanted.T) / 2
-        inner[np.diag_indices_from(inner)] -= value / (2 * self.trace) * white * a / root
+        turned = divided * (wanted + wanted.T) / 2
+        turned[np.diag_indices_from(turned)] -= value / (2 * self.trace) * white * a / root
         of_mean = float(np.diag(wanted) @ (0.5 * (1 - a) / (mean * root)))
         of_mean -= value / (2 * self.trace) * float(white.sum()) * (1 - a) / mean
-        inner[np.diag_indices_from(inner)] += of_mean / len(root)
-        result: FloatArray = self.vectors @ inner @ self.vectors.T
-        return result
+        turned[np.diag_indices_from(turned)] += of_mean / len(root)
+        return product(product(self.vectors, turned), self.vectors.T)
