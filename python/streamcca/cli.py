@@ -81,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=_count, default=8)
     _common(demo)
 
+    study = commands.add_parser("study", help="train many models, and compare their insides and their answers")
+    study.add_argument("config", metavar="CONFIG.toml", nargs="?", help="settings; --example shows some")
+    study.add_argument("--example", action="store_true", help="print commented settings and exit")
+    study.add_argument("--folder", metavar="DIR", help="where results go, and where an interrupted study goes on")
+    study.add_argument(
+        "--jobs", type=_count, default=os.cpu_count(), metavar="N", help="processes (default: all cores)"
+    )
+    _common(study)
+
     doctor = commands.add_parser("doctor", help="versions, kernels, threads, BLAS, CUDA and a one-second self-check")
     _common(doctor)
     return parser
@@ -265,6 +274,18 @@ def _demo(args: argparse.Namespace) -> int:
     return FINE
 
 
+def _study(args: argparse.Namespace) -> int:
+    from streamcca.multiplicity.config import example
+    from streamcca.multiplicity.study import run_study
+
+    if args.example:
+        print(example(), end="")
+        return FINE
+    study = run_study(args.config, folder=args.folder, jobs=args.jobs, progress=_progress(args))
+    _print(args, study.to_dict(), study.table())
+    return FINE
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from streamcca.doctor import format_report, report
 
@@ -282,6 +303,8 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
             parser.error(f"--{name} goes with --measure svcca, not with {args.measure}")
     if args.command == "compare":
         _check_measure(parser, args)
+    if args.command == "study" and (args.config is None) != args.example:
+        parser.error("study: give CONFIG.toml, or --example to see one")
     if getattr(args, "plot", None) is not None and Path(args.plot).suffix.lower() != ".png":
         parser.error(f"--plot: got {args.plot}, expected a name that ends in .png")
 
@@ -323,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return USAGE
-    command = {"compare": _compare, "merge": _merge, "demo": _demo, "doctor": _doctor}[args.command]
+    command = {"compare": _compare, "merge": _merge, "demo": _demo, "doctor": _doctor, "study": _study}[args.command]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", StreamCCAWarning)

@@ -1,0 +1,206 @@
+"""Tasks of a study: each runs in a worker process, once; a receipt remembers its answer and what it rested on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from streamcca.errors import ProcessError, StreamCCAError, StreamCCAWarning
+from streamcca.sources import progress_bar
+from streamcca.store import remove_unfinished, write_atomically
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work whose answer is plain values, and perhaps files.
+
+    Attributes
+    ----------
+    name : str
+        Unique in the study; the receipt's file name.
+    function : str
+        "module:function", called with the study's folder and `arguments` in a worker process.
+    arguments : dict
+        Plain values.
+    rests_on : object
+        Plain values that decide the answer beside the arguments, such as keys of the models. The answer is formed anew
+        when any of this has changed.
+    files : tuple of Path
+        Files that it writes; formed anew when one is missing.
+    """
+
+    name: str
+    function: str
+    arguments: dict[str, Any]
+    rests_on: Any = None
+    files: tuple[Path, ...] = field(default=())
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that decides the answer."""
+        return stable_hash([self.function, self.arguments, self.rests_on])
+
+
+def stable_hash(value: Any) -> str:
+    """Return a hash of plain values, the same in every process."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def run_tasks(
+    tasks: Sequence[Task], folder: Path, jobs: int, description: str, progress: Any = "auto"
+) -> dict[str, dict[str, Any]]:
+    """Run what has not been run yet, `jobs` at a time, and return by name: answer, notes and seconds.
+
+    Every task runs in a worker with one thread, however many workers there are, so that neither `jobs` nor a restart
+    changes a bit.
+
+    Raises
+    ------
+    ProcessError
+        A worker was killed.
+    StreamCCAError, ...
+        What a task raised; finished tasks keep their receipts.
+    """
+    receipts = folder / "receipts"
+    receipts.mkdir(parents=True, exist_ok=True)
+    answers = {task.name: _receipt(task, receipts) for task in tasks}
+    open_tasks = [task for task in tasks if answers[task.name] is None]
+    if open_tasks:
+        with progress_bar(progress, len(tasks), "task", description) as bar:
+            bar.update(len(tasks) - len(open_tasks))
+            for task, answer in _run_all(open_tasks, folder, min(jobs, len(open_tasks))):
+                _write_receipt(task, answer, receipts)
+                answers[task.name] = answer
+                bar.update(1)
+    return {name: receipt for name, receipt in answers.items() if receipt is not None}
+
+
+def _path(task: Task, receipts: Path) -> Path:
+    return receipts / f"{task.name.replace('/', '__')}.json"
+
+
+def _receipt(task: Task, receipts: Path) -> dict[str, Any] | None:
+    path = _path(task, receipts)
+    if not path.is_file() or not all(file.is_file() for file in task.files):
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # damaged by a full disk, say; formed anew
+        return None
+    return found if found.get("key") == task.key and "answer" in found else None
+
+
+def _write_receipt(task: Task, answer: dict[str, Any], receipts: Path) -> None:
+    path = _path(task, receipts)
+    remove_unfinished(path.parent, path.name)
+    content = json.dumps({"task": task.name, "key": task.key, **answer}, indent=1)
+    write_atomically(path, content.encode())
+
+
+def _run_all(tasks: Sequence[Task], folder: Path, jobs: int) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Yield tasks and answers as they come."""
+    with _one_thread_each(), ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (os.getpid(),)) as pool:
+        waiting: dict[Future[dict[str, Any]], Task] = {}
+        try:
+            # Two for each worker: all at once would run on after an error.
+            rest = iter(tasks)
+            for task in rest:
+                waiting[pool.submit(_call, task.function, folder, task.arguments)] = task
+                if len(waiting) < 2 * jobs:
+                    continue
+                yield from _finished(waiting)
+            while waiting:
+                yield from _finished(waiting)
+        except BrokenProcessPool:
+            names = ", ".join(task.name for task in list(waiting.values())[:jobs])
+            raise ProcessError(
+                f"study: a worker process ended while it ran one of {names}, perhaps killed for memory; start the "
+                "study again, with fewer --jobs: it goes on where it was"
+            ) from None
+        except BaseException:
+            _end_workers(pool)
+            raise
+
+
+def _finished(waiting: dict[Future[dict[str, Any]], Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in done:
+        task = waiting[future]
+        try:
+            answer = future.result()
+        except StreamCCAError as error:
+            raise type(error)(*_with_name(error, task.name)) from None
+        del waiting[future]
+        yield task, answer
+
+
+def _with_name(error: StreamCCAError, name: str) -> tuple[Any, ...]:
+    if isinstance(error, OSError):
+        return (error.errno, f"{name}: {error.strerror}")
+    return (f"{name}: {error}",)
+
+
+def _end_workers(pool: ProcessPoolExecutor) -> None:
+    """End what is running: its files are written atomically, and an answer without a receipt is formed anew."""
+    processes = list(getattr(pool, "_processes", None) or {})
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Give BLAS and OpenMP of the workers one thread, through the environment that they start with."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _call(function: str, folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    module, name = function.split(":")
+    call: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    start = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", StreamCCAWarning)
+        answer = call(folder, **arguments)
+    notes = sorted({str(one.message) for one in caught if issubclass(one.category, StreamCCAWarning)})
+    for one in caught:
+        if not issubclass(one.category, StreamCCAWarning):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return {"answer": answer, "notes": notes, "seconds": time.monotonic() - start}
