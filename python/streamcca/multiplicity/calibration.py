@@ -21,6 +21,7 @@ Bins = Literal["width", "mass"]
 _BLOCK_BYTES = 16 << 20
 _STEPS = 200  # bisection alone, in log b, needs about 35
 _FEW = 1e-9
+_LEAST = -1e150  # the square of a logit's distance to the largest is a number
 
 
 @dataclass(frozen=True, repr=False)
@@ -208,7 +209,7 @@ def _minimize(
     logits: NDArray[Any], labels: IntArray, low: float, high: float
 ) -> tuple[float, Literal["lower", "upper"] | None, int]:
     """Minimize the NLL over b = 1 / T in [low, high]: b, which bound of T it stands at, and iterations."""
-    if _spread(logits) == 0:
+    if np.all(logits == logits[:, :1]):
         return 1.0, None, 0  # every temperature gives the same
     # 0 is underflow: so far beyond separation that float64 has no digits left, unless the optimum is the bound itself.
     if _slope(logits, labels, high)[0] <= 0:
@@ -223,14 +224,10 @@ def _minimize(
         else:
             high = b
         moved = b - slope / curvature if curvature > 0 else math.nan
-        if not low < moved < high:
-            moved = math.sqrt(low * high)
-        if slope == 0:
-            return b, None, step
         # Newton's error is about the square of its last step, until rounding.
-        if abs(moved - b) <= _FEW * b:
-            return moved, None, step
-        b = moved
+        if slope == 0 or abs(moved - b) <= _FEW * b:
+            return (b if slope == 0 else min(max(moved, low), high)), None, step
+        b = moved if low < moved < high else math.sqrt(low * high)
         slope, curvature = _slope(logits, labels, b)
     return b, None, _STEPS
 
@@ -240,11 +237,9 @@ def _blocks(logits: NDArray[Any], labels: IntArray) -> Iterator[tuple[FloatArray
     step = max(1, _BLOCK_BYTES // (8 * logits.shape[1]))
     for first in range(0, len(logits), step):
         z = logits[first : first + step].astype(np.float64)
-        yield z - z.max(axis=1, keepdims=True), labels[first : first + step]
-
-
-def _spread(logits: NDArray[Any]) -> float:
-    return float(np.max(np.ptp(logits, axis=1)))
+        with np.errstate(over="ignore"):
+            z -= z.max(axis=1, keepdims=True)
+        yield np.maximum(z, _LEAST), labels[first : first + step]
 
 
 def _nll(logits: NDArray[Any], labels: IntArray, b: float) -> float:

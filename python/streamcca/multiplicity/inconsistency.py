@@ -71,8 +71,8 @@ class ErrorInconsistency:
         kappa = "none" if self.kappa is None else f"{self.kappa:.3f}"
         return (
             f"ErrorInconsistency({self.inconsistency:.4f} [{self.interval[0]:.4f}, {self.interval[1]:.4f}], "
-            f"independent {self.independent:.4f}, kappa {kappa}, accuracies {self.accuracy_a:.4f} and {self.accuracy_b:.4f}, "
-            f"n = {self.n})"
+            f"independent {self.independent:.4f}, kappa {kappa}, accuracies {self.accuracy_a:.4f} and "
+            f"{self.accuracy_b:.4f}, n = {self.n})"
         )
 
 
