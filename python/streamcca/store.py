@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], kind: st
 def read_state(path: str | os.PathLike[str], kind: str = FORMAT) -> dict[str, Any]:
     """Read and verify a file written by `write_state`; see `Moments.load`."""
     meta, file, checksums = open_state(path, kind)
-    with file:
+    with file, _safetensors(path, kind):
         tensors = {name: file.get_tensor(name) for name in checksums}
     for name, array in tensors.items():
         verify_checksum(path, name, _checksum(array), checksums[name])
@@ -135,28 +135,37 @@ def open_state(path: str | os.PathLike[str], kind: str = FORMAT) -> tuple[Any, A
 
     The header is verified; the arrays, of which rows can be read by ``file.get_slice(name)[first:last]``, are not.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path, writer = Path(path), _WRITERS[kind]
     if path.exists() and not path.is_file():
         raise StateFileError(f"{path}: not a file; expected one written by {writer}")
     if not path.exists():
         raise MissingFileError(errno.ENOENT, f"{path}: there is no such file, expected one written by {writer}")
-    try:
+    with _safetensors(path, kind):
         file: Any = safe_open(path, framework="numpy")
+        header = file.metadata() or {}
+        if header.get("format") != kind:
+            found = header.get("format", "another program's")
+            raise StateFileError(f"{path}: a safetensors file ({found}), expected one written by {writer}")
+        _verify_header(path, header)
+        checksums: dict[str, str] = json.loads(header["checksums"])
+        if set(file.keys()) != set(checksums):
+            raise StateFileError(f"{path}: damaged, its list of arrays does not match; restore it from a copy")
+    return json.loads(header["meta"]), file, checksums
+
+
+@contextlib.contextmanager
+def _safetensors(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Turn what safetensors says of a file into an error of ours."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
         raise StateFileError(
-            f"{path}: damaged, truncated or not written by {writer} ({error}); restore it from a copy"
+            f"{path}: damaged, truncated or not written by {_WRITERS[kind]} ({error}); restore it from a copy"
         ) from None
-    header = file.metadata() or {}
-    if header.get("format") != kind:
-        found = header.get("format", "another program's")
-        raise StateFileError(f"{path}: a safetensors file ({found}), expected one written by {writer}")
-    _verify_header(path, header)
-    checksums: dict[str, str] = json.loads(header["checksums"])
-    if set(file.keys()) != set(checksums):
-        raise StateFileError(f"{path}: damaged, its list of arrays does not match; restore it from a copy")
-    return json.loads(header["meta"]), file, checksums
 
 
 def verify_checksum(path: str | os.PathLike[str], name: str, found: str, expected: str) -> None:

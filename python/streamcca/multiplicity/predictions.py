@@ -70,8 +70,10 @@ class Predictions:
         self.classes = classes
         self.labels = labels
         self.temperatures = temperatures
-        for array in (votes, temperatures, *([] if labels is None else [labels])):
-            array.setflags(write=False)
+        votes.setflags(write=False)
+        temperatures.setflags(write=False)
+        if labels is not None:
+            labels.setflags(write=False)
         self._sources = dict(sources)  # each gives rows as source[first:last]: an array, or a slice of a file
 
     # ------------------------------------------------------------------ how they are made
