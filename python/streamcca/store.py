@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ FORMAT_VERSION = 1
 QR_FORMAT_VERSION = 1
 SKETCH_FORMAT = "streamcca.sketch"
 SKETCH_JOB_FORMAT = "streamcca.sketch-job"
+LOGITS_FORMAT = "streamcca.logits"
+LOGITS_FORMAT_VERSION = 1
 _WRITERS = {
     FORMAT: "Moments.save",
     SCORES_FORMAT: "SubspaceScores.save",
     QR_FORMAT: "QRMoments.save",
     SKETCH_FORMAT: "Sketch.save",
     SKETCH_JOB_FORMAT: "a sketch with a folder=",
+    LOGITS_FORMAT: "save_logits",
 }
 _CORE_LISTS = ("shift", "sums", "squares", "pending", "moments")
 
@@ -92,9 +95,18 @@ def _digest(meta: str, checksums: str) -> str:
     return hashlib.sha256(f"{meta}\n{checksums}".encode()).hexdigest()
 
 
+def checksum(rows: np.ndarray[Any, Any], before: int) -> int:
+    """Continue a checksum by the next rows of an array; it begins with `checksum_start`."""
+    return zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data, before)
+
+
+def checksum_start(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    """Checksum of an array of which no row was read yet."""
+    return zlib.crc32(f"{dtype.str}{shape}".encode())
+
+
 def _checksum(array: np.ndarray[Any, Any]) -> str:
-    header = f"{array.dtype.str}{array.shape}".encode()
-    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(header)):08x}"
+    return f"{checksum(array, checksum_start(array.dtype, array.shape)):08x}"
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], kind: str = FORMAT) -> None:
@@ -110,32 +122,56 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], kind: st
 
 def read_state(path: str | os.PathLike[str], kind: str = FORMAT) -> dict[str, Any]:
     """Read and verify a file written by `write_state`; see `Moments.load`."""
-    from safetensors import SafetensorError, safe_open
+    meta, file, checksums = open_state(path, kind)
+    with file, _safetensors(path, kind):
+        tensors = {name: file.get_tensor(name) for name in checksums}
+    for name, array in tensors.items():
+        verify_checksum(path, name, _checksum(array), checksums[name])
+    return {"meta": meta, "tensors": tensors}
+
+
+def open_state(path: str | os.PathLike[str], kind: str = FORMAT) -> tuple[Any, Any, dict[str, str]]:
+    """Open a file written by `write_state`: what it says of itself, the open file, the checksums of its arrays.
+
+    The header is verified; the arrays, of which rows can be read by ``file.get_slice(name)[first:last]``, are not.
+    """
+    from safetensors import safe_open
 
     path, writer = Path(path), _WRITERS[kind]
     if path.exists() and not path.is_file():
         raise StateFileError(f"{path}: not a file; expected one written by {writer}")
     if not path.exists():
         raise MissingFileError(errno.ENOENT, f"{path}: there is no such file, expected one written by {writer}")
+    with _safetensors(path, kind):
+        file: Any = safe_open(path, framework="numpy")
+        header = file.metadata() or {}
+        if header.get("format") != kind:
+            found = header.get("format", "another program's")
+            raise StateFileError(f"{path}: a safetensors file ({found}), expected one written by {writer}")
+        _verify_header(path, header)
+        checksums: dict[str, str] = json.loads(header["checksums"])
+        if set(file.keys()) != set(checksums):
+            raise StateFileError(f"{path}: damaged, its list of arrays does not match; restore it from a copy")
+    return json.loads(header["meta"]), file, checksums
+
+
+@contextlib.contextmanager
+def _safetensors(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Turn what safetensors says of a file into an error of ours."""
+    from safetensors import SafetensorError
+
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != kind:
-                found = header.get("format", "another program's")
-                raise StateFileError(f"{path}: a safetensors file ({found}), expected one written by {writer}")
-            _verify_header(path, header)
-            checksums = json.loads(header["checksums"])
-            if set(file.keys()) != set(checksums):
-                raise StateFileError(f"{path}: damaged, its list of arrays does not match; restore it from a copy")
-            tensors = {name: file.get_tensor(name) for name in checksums}
+        yield
     except SafetensorError as error:
         raise StateFileError(
-            f"{path}: damaged, truncated or not written by {writer} ({error}); restore it from a copy"
+            f"{path}: damaged, truncated or not written by {_WRITERS[kind]} ({error}); restore it from a copy"
         ) from None
-    for name, array in tensors.items():
-        if _checksum(array) != checksums[name]:
-            raise StateFileError(f"{path}: damaged, the checksum of {name!r} does not match; restore it from a copy")
-    return {"meta": json.loads(header["meta"]), "tensors": tensors}
+
+
+def verify_checksum(path: str | os.PathLike[str], name: str, found: str, expected: str) -> None:
+    """Refuse an array that is not the one that was written."""
+    if found != expected:
+        raise StateFileError(f"{path}: damaged, the checksum of {name!r} does not match; restore it from a copy")
 
 
 def _verify_header(path: Path, header: Mapping[str, str]) -> None:
