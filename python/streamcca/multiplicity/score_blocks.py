@@ -143,13 +143,13 @@ class ScoreBlocks:
         first = self._first
         if len(chosen) != len(self.labels) or (self._chosen is None and chosen != self.labels):
             raise InputError(
-                f"layers: model {name!r} has {', '.join(chosen)}, and {first.name!r} {', '.join(self.labels)}, expected "
+                f"layers: model {name!r} has {', '.join(chosen)}, and {first.name!r} {', '.join(self.labels)}, not "
                 "the same; name as many of each model, in order: layers={model: [...]}"
             )
         first.check_same_rows(scores, self._allow_other_probe)
         if scores.rule != first.rule:
             raise InputError(
-                f"scores {first.name!r} and {name!r} are cut by {first.rule} and {scores.rule}, expected one rule"
+                f"scores {first.name!r} and {name!r} are cut by {first.rule} and {scores.rule}; make them by one rule"
             )
         return chosen
 
