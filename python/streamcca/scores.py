@@ -55,11 +55,12 @@ class LayerScores:
 
     def cross_covariance(self, other: LayerScores) -> FloatArray:
         """Covariance (kx, ky) of the rows' projections on both layers' kept directions, in working coordinates."""
-        return (self.scores * self._lengths).T @ (other.scores * other._lengths) / (self.truncated.n - 1)
+        return self.projections.T @ other.projections / (self.truncated.n - 1)
 
     @property
-    def _lengths(self) -> FloatArray:
-        return _working_lengths(self.truncated)
+    def projections(self) -> FloatArray:
+        """Centered rows (n, k) in working coordinates of the kept directions: scores times lengths."""
+        return self.scores * _working_lengths(self.truncated)
 
 
 def _working_lengths(x: Truncated) -> FloatArray:
