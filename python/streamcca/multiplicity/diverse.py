@@ -49,7 +49,8 @@ def diversity_order(
     -------
     array (count,) of int64
         Column numbers; those of the second model follow those of the first. Equal ones are ordered by variance, the
-        largest first, then by number. Features that do not vary come last, by number.
+        largest first, then by number. Features that do not vary (variance exactly 0, which is what
+        `Moments` gives them) come last, by number.
 
     Raises
     ------

@@ -218,8 +218,8 @@ def features_needed(
                 bar.update(1)
     if unconverged:
         warnings.warn(
-            f"features_needed: {unconverged} of {scores[..., 0].size} probes did not converge; give more iterations= or "
-            "a larger l2=",
+            f"features_needed: {unconverged} of {scores[..., 0].size} probes did not converge; give more iterations= "
+            "or a larger l2=",
             AccuracyWarning,
             stacklevel=2,
         )

@@ -155,8 +155,9 @@ def column_statistics(features: Features, weights: FloatArray) -> tuple[FloatArr
         block_mean = weight @ block / mass
         delta = block_mean - mean
         block -= block_mean
-        np.square(block, out=block)
-        moment += weight @ block + delta**2 * (total * mass / (total + mass))
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            np.square(block, out=block)
+            moment += weight @ block + delta**2 * (total * mass / (total + mass))
         total += mass
         mean += delta * (mass / total)
     if not np.isfinite(moment).all():

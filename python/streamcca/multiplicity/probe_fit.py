@@ -46,7 +46,7 @@ class Fit:
         multilabel: bool,
         *,
         standardize: bool = True,
-        tolerance: float = 1e-7,
+        tolerance: float = 1e-6,
         iterations: int = 2000,
         memory: int = KEPT_BYTES,
     ) -> None:
@@ -66,7 +66,7 @@ class Fit:
 
         def evaluate(parameters: FloatArray) -> tuple[float, FloatArray]:
             nonlocal loss
-            loss, slope = self._loss(parameters, blocks, mass)
+            loss, slope = self.loss_and_slope(parameters, blocks, mass)
             weights = parameters[:split]
             slope[:split] += l2 * weights
             return loss + l2 / 2 * float(weights @ weights), slope
@@ -106,7 +106,7 @@ class Fit:
         """Return the standardized rows, by the statistics of those with weight."""
         return Blocks(self.rows, mass, self.standardize, self.memory)
 
-    def _loss(self, parameters: FloatArray, blocks: Blocks, mass: FloatArray) -> tuple[float, FloatArray]:
+    def loss_and_slope(self, parameters: FloatArray, blocks: Blocks, mass: FloatArray) -> tuple[float, FloatArray]:
         """Return the mean loss and its gradient."""
         weights, bias = self.split(parameters)
         loss, slope = 0.0, np.zeros_like(parameters)

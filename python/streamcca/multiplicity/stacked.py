@@ -204,8 +204,8 @@ def stacked_probe(
     unconverged = [name for name, fitted in probes.items() if not fitted.converged]
     if unconverged:
         warnings.warn(
-            f"stacked_probe: the probes of {', '.join(unconverged)} did not converge; give more iterations= or a larger "
-            "l2=",
+            f"stacked_probe: the probes of {', '.join(unconverged)} did not converge; give more iterations= or a "
+            "larger l2=",
             AccuracyWarning,
             stacklevel=2,
         )
