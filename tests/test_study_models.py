@@ -15,9 +15,10 @@ from torch import nn
 
 import streamcca as sc
 from streamcca.errors import DTypeError, InputError, LayerError, MissingFileError, NonFiniteError, StateFileError
-from streamcca.multiplicity.capture import Batches, Captured, capture
+from streamcca.multiplicity.capture import Batches
 from streamcca.multiplicity.methods import Method, distance_on_ladder
 from streamcca.multiplicity.models import (
+    Captured,
     Factory,
     HuggingFace,
     Inputs,
@@ -25,6 +26,7 @@ from streamcca.multiplicity.models import (
     StudyModel,
     Timm,
     TrainedFile,
+    capture,
     models_from,
     trained_model,
 )
