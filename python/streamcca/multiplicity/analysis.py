@@ -95,7 +95,8 @@ def calibration(folder: Path) -> dict[str, Any]:
     """Fit a temperature to each model's i.i.d. answers."""
     predictions = predictions_of(folder, "iid")
     return {
-        name: temperature_scaling(predictions.logits(name), predictions.labels).to_dict() for name in predictions.names
+        name: temperature_scaling(predictions.logits(name), predictions.known_labels).to_dict()
+        for name in predictions.names
     }
 
 
@@ -165,7 +166,7 @@ def confidences(
 def _features(folder: Path, *names: str) -> list[tuple[Any, Any]]:
     _, models = _study(folder)
     files = {model.name: answers_of(folder, model) for model in models}
-    return [tuple(np.load(files[name][half], mmap_mode="r") for half in ("train", "test")) for name in names]  # type: ignore[misc]
+    return [tuple(np.load(files[name][half], mmap_mode="r") for half in ("train", "test")) for name in names]
 
 
 def mixed(folder: Path, base: str, other: str) -> dict[str, Any]:

@@ -282,8 +282,7 @@ def _predictors(answers: Answers) -> dict[str, Any]:
         ]
     if all(trained[i] is not None for group in members for i in group):
         targets["generalization gap"] = [
-            float(np.mean([trained[i] for i in group]) - answers.accuracy["iid"][group].mean())  # type: ignore[arg-type]
-            for group in members
+            float(np.mean([trained[i] for i in group]) - answers.accuracy["iid"][group].mean()) for group in members
         ]
     how, titles = answers.config.statistics, {"rm": "RM", "pm": "PM, i.i.d.", "both": "both"}
     table = [

@@ -62,10 +62,10 @@ def _methods_differ(answers: Answers) -> dict[str, Any]:
     level = 1 - (1 - answers.level) / len(others)
     apart, values = [], {answers.config.base: _mean(answers.distance, base)}
     for name, group in others.items():
-        difference = _difference(answers.distance, group, base, level)
+        value, low_end, high_end = _difference(answers.distance, group, base, level)
         values[name] = _mean(answers.distance, group)
-        if difference[1] is not None and (difference[1] > 0 or difference[2] < 0):
-            apart.append(f"{name} {difference[0]:+.3f}")
+        if low_end is not None and high_end is not None and (low_end > 0 or high_end < 0):
+            apart.append(f"{name} {value:+.3f}")
     low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     evidence = (
         f"RM from {values[low]:.3f} ({low}) to {values[high]:.3f} ({high}); {len(apart)} of {len(others)} groups "

@@ -24,6 +24,7 @@ __all__ = [
     "disagreements",
     "error_inconsistencies",
     "predictive_multiplicity",
+    "probability_distances",
 ]
 
 Top = Literal["majority", "label"]
@@ -301,6 +302,29 @@ def disagreements(predictions: Predictions) -> FloatArray:
     for i, mine in enumerate(votes[:-1]):
         counts[i, i + 1 :] = [np.count_nonzero(mine != other) for other in votes[i + 1 :]]
     return (counts + counts.T) / predictions.n
+
+
+def probability_distances(predictions: Predictions, rows: int | None = None) -> FloatArray:
+    """Half the mean squared distance of two models' predicted probabilities (M, M), summed over classes.
+
+    Its mean over the pairs of a group is the group's `probability_variance` (ddof 1): the variance of M numbers is the
+    mean over pairs of half their squared difference. So PM of groups, and of pairs, are of one kind.
+
+    Examples
+    --------
+    >>> p = Predictions.of_logits({"a": [[2, 0], [0, 1]], "b": [[2, 0], [1, 0]]})
+    >>> round(probability_distances(p)[0, 1], 12) == round(predictive_multiplicity(p).probability_variance, 12)
+    True
+    """
+    models = len(predictions)
+    products = np.zeros((models, models))
+    for _, p in predictions.blocks(rows):
+        flat = p.reshape(models, -1)
+        products += flat @ flat.T
+    squares = np.diagonal(products)
+    found: FloatArray = np.maximum(squares[:, None] + squares - 2 * products, 0) / (2 * predictions.n)
+    np.fill_diagonal(found, 0)
+    return found
 
 
 def error_inconsistencies(predictions: Predictions) -> FloatArray:

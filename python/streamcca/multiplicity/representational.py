@@ -189,11 +189,11 @@ class _Pairs:
     def _compare(self, layer: int, one: tuple[Block, int], other: tuple[Block, int], cross: FloatArray) -> None:
         (x, i), (y, j) = one, other
         a, b = x.models[i], y.models[j]
+        left, right = x.truncated[layer][i], y.truncated[layer][j]
+        found = _backend.canonical(left.native, right.native, cross, kept=True)
         similarity = chance = bound = 0.0
         for side in self._sides:
-            mean, null, error = self._similarity(
-                x.truncated[layer][i], y.truncated[layer][j], cross, side, (x.headers[a], y.headers[b], layer)
-            )
+            mean, null, error = self._similarity(left, right, found, side, (x.headers[a], y.headers[b], layer))
             similarity, chance, bound = similarity + mean, chance + null, bound + error
         sides = len(self._sides)
         for matrix, value in (
@@ -204,10 +204,10 @@ class _Pairs:
             matrix[layer, a, b] = matrix[layer, b, a] = value
 
     def _similarity(
-        self, x: Truncated, y: Truncated, cross: FloatArray, side: str, where: tuple[Header, Header, int]
+        self, x: Truncated, y: Truncated, found: _backend.Canonical, side: str, where: tuple[Header, Header, int]
     ) -> tuple[float, float, float]:
         a, b, layer = where
-        numbers = _backend.compare(x.native, y.native, cross, side, True)
+        numbers = _backend.compare(x.native, y.native, found, side)
         try:
             result, notes = result_of(x, y, numbers, measure=self._measure, side=side, ridge=a.ridge, **self._options)
         except (AccuracyError, UnderdeterminedError) as error:

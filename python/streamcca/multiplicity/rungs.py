@@ -67,7 +67,8 @@ def chosen_pairs(pairs: Pairs, count: int) -> Pairs:
     chosen: Pairs = {}
     for rung, some in pairs.items():
         used: Counter[str] = Counter()
-        left, taken = list(some), []
+        left = list(some)
+        taken: list[tuple[str, str]] = []
         while left and len(taken) < count:
             best = min(left, key=lambda pair: (used[_group(pair[1])], used[pair[1]] + used[pair[0]], some.index(pair)))
             left.remove(best)

@@ -86,8 +86,7 @@ def run_tasks(
         with progress_bar(progress, len(tasks), "task", description) as bar:
             bar.update(len(tasks) - len(open_tasks))
             for task, answer in _run_all(open_tasks, folder, min(jobs, len(open_tasks))):
-                _write_receipt(task, answer, receipts)
-                answers[task.name] = answer
+                answers[task.name] = _write_receipt(task, answer, receipts)
                 bar.update(1)
     return {name: receipt for name, receipt in answers.items() if receipt is not None}
 
@@ -107,11 +106,14 @@ def _receipt(task: Task, receipts: Path) -> dict[str, Any] | None:
     return found if found.get("key") == task.key and "answer" in found else None
 
 
-def _write_receipt(task: Task, answer: dict[str, Any], receipts: Path) -> None:
+def _write_receipt(task: Task, answer: dict[str, Any], receipts: Path) -> dict[str, Any]:
     path = _path(task, receipts)
     remove_unfinished(path.parent, path.name)
-    content = json.dumps({"task": task.name, "key": task.key, **answer}, indent=1)
+    content = json.dumps({"task": task.name, "key": task.key, **answer})
     write_atomically(path, content.encode())
+    # As a restart would read it: lists for tuples, texts for keys.
+    receipt: dict[str, Any] = json.loads(content)
+    return receipt
 
 
 def _run_all(tasks: Sequence[Task], folder: Path, jobs: int) -> Iterator[tuple[Task, dict[str, Any]]]:
