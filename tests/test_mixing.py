@@ -223,6 +223,17 @@ def test_accuracies_are_covered(accuracy):
     assert inside / 2000 > 0.93
 
 
+def test_accuracies_of_several_draws_are_covered():
+    """Rows of unlike difficulty, draws of unlike quality."""
+    generator = np.random.default_rng(4)
+    inside = 0
+    for _ in range(1500):
+        logit = 2 + 1.5 * generator.standard_normal(100) + 0.3 * generator.standard_normal((5, 1))
+        estimate = accuracy_estimate((generator.random((5, 100)) < 1 / (1 + np.exp(-logit))).astype(float), 0.95)
+        inside += estimate.low <= 0.8078 <= estimate.high  # the mean of the logistic of N(2, 1.53^2), by quadrature
+    assert inside / 1500 > 0.93
+
+
 def test_wilson_at_the_ends():
     n, z2 = 80, scipy.stats.t.ppf(0.975, 79) ** 2
     low, high = accuracy_estimate(np.ones((3, n)), 0.95)[2:]

@@ -127,6 +127,21 @@ def test_gradient_is_that_of_the_loss(multilabel):
         assert difference / (2 * step) == pytest.approx(slope[i], abs=2e-9)
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_far_logits_neither_overflow_nor_vanish(multilabel):
+    """Line searches try parameters like these; the loss of a far wrong answer is its distance, to rounding."""
+    x, y = rows_and_labels(40, 5, 3)
+    targets = np.eye(3, dtype=bool)[y] if multilabel else y
+    fit = Fit(Features.of(x), targets, 3, multilabel)
+    blocks = fit.prepared(np.ones(40))
+    at = 1e4 * np.random.default_rng(2).standard_normal(6 * 3)
+    loss, slope = fit.loss_and_slope(at, blocks, np.ones(40))
+    logits = (x - x.mean(0)) / x.std(0) @ at[:15].reshape(5, 3) + at[15:]
+    wrong = np.where(targets, -logits, logits).clip(0).sum(1) if multilabel else logits.max(1) - logits[range(40), y]
+    assert loss == pytest.approx(wrong.mean(), rel=1e-6)
+    assert np.isfinite(slope).all()
+
+
 def test_logits_of_raw_coefficients():
     x, y = rows_and_labels()
     probe = linear_probe(x, y)
@@ -310,6 +325,9 @@ def test_validation_holds_out_every_class_and_never_all_of_it():
     np.testing.assert_array_equal(np.bincount(y[out], minlength=4), [15, 3, 1, 0])
     assert (np.diff(out) > 0).all()
     assert not np.array_equal(out, held_out(y, np.ones(len(y)), 4, False, 0.3, 1))
+    np.testing.assert_array_equal(
+        np.bincount(y[held_out(y, np.ones(len(y)), 4, False, 0.9, 0)], minlength=4), [45, 9, 1, 0]
+    )
     without = np.ones(len(y))
     without[:40] = 0
     assert (held_out(y, without, 4, False, 0.3, 0) >= 40).all()

@@ -240,7 +240,7 @@ def features_needed(
         n_train=rows.n,
         n_test=test_rows.n,
         level=level,
-        seed=seed,
+        seed=int(seed),
         unconverged=unconverged,
         probes=len(orders) * len(sizes),
     )

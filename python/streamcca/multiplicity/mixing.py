@@ -13,7 +13,7 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca.errors import AccuracyWarning, InputError
 from streamcca.multiplicity.features import Features, IntArray
-from streamcca.multiplicity.probe import fit_probe, scored
+from streamcca.multiplicity.probe import PENALTY, fit_probe, scored
 from streamcca.multiplicity.probe_intervals import (
     Estimate,
     accuracy_estimate,
@@ -270,13 +270,13 @@ def feature_mixing(
         deviations=tuple(float(s) for s in accuracies.std(axis=1, ddof=1)) if draws > 1 else None,
         over_line=line,
         over_best=best,
-        dimension=dimension,
-        draws=draws,
-        seed=seed,
+        dimension=int(dimension),
+        draws=int(draws),
+        seed=int(seed),
         level=level,
         n_train=train.n,
         n_test=test.n,
-        l2=probe.get("l2", 1e-3),
+        l2=probe.get("l2", PENALTY),
         unconverged=unconverged,
         probes=probes,
     )

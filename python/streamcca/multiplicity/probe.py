@@ -22,6 +22,9 @@ Criterion = Literal["loss", "accuracy"]
 GRID: tuple[float, ...] = tuple(float(value) for value in np.logspace(-6, 0, 13))
 """Penalties that ``l2='validate'`` tries by default: half decades, for the mean loss over standardized features."""
 
+PENALTY = 1e-3
+"""The default penalty, for the mean loss over standardized features; ours."""
+
 KORNBLITH_GRID: tuple[float, ...] = tuple(float(value) for value in np.logspace(-6, 5, 45))
 """45 log-spaced penalties, as many as in Kornblith, Shlens & Le (2019); the ends 1e-6 and 1e5 are from memory."""
 
@@ -204,7 +207,7 @@ def linear_probe(
     features: Any,
     labels: Any,
     *,
-    l2: float | Literal["validate"] = 1e-3,
+    l2: float | Literal["validate"] = PENALTY,
     multilabel: bool = False,
     classes: int | None = None,
     weights: Any = None,
@@ -276,8 +279,8 @@ def linear_probe(
     >>> x = np.random.default_rng(0).standard_normal((300, 5))
     >>> y = (x @ [2, 1, 0, 0, 0] > 0).astype(int)
     >>> probe = linear_probe(x, y, l2=1e-3)
-    >>> probe
-    LinearProbe(5 features, 2 classes, n=300, l2=0.001, converged in 16 iterations)
+    >>> probe.converged
+    True
     >>> round(probe.accuracy(x, y), 2)
     0.98
     """
@@ -295,7 +298,7 @@ def fit_probe(
     features: Any,
     labels: Any,
     *,
-    l2: float | Literal["validate"] = 1e-3,
+    l2: float | Literal["validate"] = PENALTY,
     multilabel: bool = False,
     classes: int | None = None,
     weights: Any = None,
@@ -375,5 +378,12 @@ def _choose(
     worst = losses if criterion == "loss" else [-value for value in accuracies]
     best = min(range(len(penalties)), key=worst.__getitem__)  # the first of equal ones: the largest penalty
     return Validation(
-        tuple(penalties), tuple(losses), tuple(accuracies), tuple(converged), penalties[best], criterion, len(out), seed
+        tuple(penalties),
+        tuple(losses),
+        tuple(accuracies),
+        tuple(converged),
+        penalties[best],
+        criterion,
+        len(out),
+        int(seed),
     )

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.special
 
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
@@ -61,6 +59,8 @@ class Fit:
 
     def __call__(self, blocks: Blocks, mass: FloatArray, l2: float, start: FloatArray | None = None) -> Fitted:
         """Fit rows of these weights, from zero or from other parameters."""
+        import scipy.optimize
+
         split = self.rows.width * self.classes
         loss = math.nan
 
@@ -157,5 +157,7 @@ def _class_loss(logits: FloatArray, labels: IntArray) -> tuple[FloatArray, Float
 
 def _label_loss(logits: FloatArray, labels: Any) -> tuple[FloatArray, FloatArray]:
     """Return the sum over labels of -log of the probability of the right answer (b,), and its slope (b, C)."""
+    import scipy.special
+
     losses = np.logaddexp(0.0, np.where(labels, -logits, logits)).sum(axis=1)
     return losses, scipy.special.expit(logits) - labels

@@ -6,7 +6,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
@@ -55,6 +54,12 @@ def crossed_mean(values: FloatArray, level: float) -> tuple[float, float, float]
     return mean, math.sqrt(total / (draws * rows)), max(freedom, min(draws - 1.0, freedom_rows))
 
 
+def _student(freedom: float, level: float) -> float:
+    import scipy.special  # late, and not scipy.stats, which takes half a second to import
+
+    return float(scipy.special.stdtrit(freedom, 0.5 + level / 2))
+
+
 def accuracy_estimate(values: FloatArray, level: float) -> Estimate:
     """Return the accuracy of scores in [0, 1] (draws, rows), with Wilson's interval for as many rows as the error says.
 
@@ -65,7 +70,7 @@ def accuracy_estimate(values: FloatArray, level: float) -> Estimate:
     n = values.shape[1]
     spread = mean * (1 - mean)
     n_effective = min(float(values.size), spread / error**2) if error > 0 else float(n)
-    z2 = float(scipy.stats.t.ppf(0.5 + level / 2, freedom)) ** 2
+    z2 = _student(freedom, level) ** 2
     middle = (mean + z2 / (2 * n_effective)) / (1 + z2 / n_effective)
     half = math.sqrt(z2 * (spread / n_effective + z2 / (4 * n_effective**2))) / (1 + z2 / n_effective)
     return Estimate(mean, error, max(0.0, middle - half), min(1.0, middle + half))
@@ -80,5 +85,5 @@ def difference_estimate(values: FloatArray, level: float) -> Estimate:
     if error == 0.0:
         half = -math.expm1(math.log((1 - level) / 2) / values.shape[1])
     else:
-        half = error * float(scipy.stats.t.ppf(0.5 + level / 2, freedom))
+        half = error * _student(freedom, level)
     return Estimate(mean, error, max(-1.0, mean - half), min(1.0, mean + half))

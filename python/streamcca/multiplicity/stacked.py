@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from streamcca._backend import FloatArray
 from streamcca.errors import AccuracyWarning, InputError
@@ -229,12 +228,14 @@ def stacked_probe(
 
 def _counted(name: str, difference: FloatArray, level: float) -> PairedGain:
     """Return the gain of one right answer a row, from the rows where just one of two probes is right."""
+    import scipy.special
+
     n = len(difference)
     more, less = int(np.count_nonzero(difference > 0)), int(np.count_nonzero(difference < 0))
-    p_value = float(scipy.stats.binomtest(more, more + less).pvalue) if more + less else 1.0
+    p_value = min(1.0, 2.0 * float(scipy.special.bdtr(min(more, less), more + less, 0.5)))
     padded = (more - less) / (n + 2)
     variance = ((more + less + 1) / (n + 2) - padded**2) / (n + 2)
-    half = float(scipy.stats.norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
+    half = float(scipy.special.ndtri(0.5 + level / 2)) * math.sqrt(variance)
     low, high = max(-1.0, padded - half), min(1.0, padded + half)
     return PairedGain(name, (more - less) / n, low, high, more, less, p_value)
 
