@@ -73,7 +73,7 @@ class FeatureSettings:
     shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     draws: int = 3
     pairs: int = 6
-    order: str = "cross-covariance"
+    order: str = "pivoted"
     step: int = 8
     target: float | None = None
     accuracy_band: float = 0.05

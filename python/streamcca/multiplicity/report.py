@@ -198,14 +198,16 @@ def _contested(results: Results) -> str:
 def _together(results: Results) -> str:
     rows = []
     for which, title in (("iid", "i.i.d."), ("ood", "out of distribution")):
-        for level in ("groups", "pairs"):
-            found = results["association"][which][level]
+        for level in ("groups", "within", "all"):
+            found = results["association"].get(which, {}).get(level)
+            if found is None:
+                continue
             rows.append(
                 [
-                    f"{level}, {title}",
+                    f"{found['points']} {found['over']}, {title}",
                     *(with_range(found[name]) for name in ("pearson", "spearman", "kendall")),
-                    p_value(found.get("mantel")),
-                    found.get("note", ""),
+                    p_value(found["test"]),
+                    found["pearson"]["reason"],
                 ]
             )
     predictors = [
@@ -226,7 +228,7 @@ def _together(results: Results) -> str:
                 "0 no better than their mean.",
             ),
         )
-        + table(["RM with PM over", "Pearson", "Spearman", "Kendall", "p (Mantel)", ""], rows, numbers=(1, 2, 3, 4))
+        + table(["RM with PM over", "Pearson", "Spearman", "Kendall", "p (permutations)", ""], rows, numbers=(1, 2, 3, 4))
         + table(["foretold, groups left out", "from", "R2", "p", ""], predictors, numbers=(2, 3))
     )
 
@@ -360,7 +362,7 @@ def _models(results: Results) -> str:
 
 def _how(results: Results) -> str:
     notes = "".join(f"<li>{text(note)}</li>" for note in results["notes"])
-    origin = table(["computation", "source"], [[row["what"], row["source"]] for row in results["sources"]])
+    origin = table(["computation", "the paper", "ours"], [list(row.values()) for row in results["sources"]])
     return (
         "<h2>How it was done</h2>"
         + (
