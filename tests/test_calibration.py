@@ -98,6 +98,16 @@ def test_the_likelihood_never_falls_and_votes_stay(n, classes, scale, seed):
     assert np.array_equal(p.votes[0], np.argmax(logits, axis=1))
 
 
+def test_rounding_does_not_raise_the_likelihood_either():
+    # Logits that are calibrated already: what is left to gain is less than rounding.
+    for seed in range(40):
+        logits, labels = answers(50, 3, 1.0, seed)
+        logits = logits / temperature_scaling(logits, labels).temperature
+        found = temperature_scaling(logits, labels)
+        assert found.nll_after <= found.nll_before
+        assert found.temperature == pytest.approx(1, rel=1e-7)
+
+
 @given(st.integers(0, 1000), st.floats(0.2, 5))
 def test_scaled_logits_have_a_scaled_temperature(seed, factor):
     logits, labels = answers(60, 3, 1.0, seed)
@@ -201,9 +211,9 @@ def test_equal_mass_with_rows_that_do_not_divide():
 
 
 def test_edges_belong_to_the_bin_below():
-    p = np.array([[0.6, 0.4], [0.8, 0.2]])
-    # With 5 bins, 0.6 lies in (0.4, 0.6] and 0.8 in (0.6, 0.8].
-    assert expected_calibration_error(p, [0, 1], bins=5) == pytest.approx((0.4 + 0.8) / 2)
+    p = np.array([[0.6, 0.4], [0.7, 0.3]])
+    # Of 5 bins, (0.4, 0.6] holds 0.6 and (0.6, 0.8] holds 0.7; in one bin they would make up for each other.
+    assert expected_calibration_error(p, [0, 1], bins=5) == pytest.approx((0.4 + 0.7) / 2)
 
 
 def test_results_are_plain_values():

@@ -53,7 +53,8 @@ class PairEnsemble:
         conversion + both_wrong.
     intervals : mapping of str to (float, float) or None
         Of shares (accuracy, inconsistency, conversion) Wilson's, of the conversion given how many rows are
-        inconsistent; of improvement_mean and improvement_best percentiles of a bootstrap over rows.
+        inconsistent; of improvement_mean and improvement_best percentiles of a bootstrap over rows. The best member is
+        found anew in each draw, so that of equally good models the interval of improvement_best reaches further down.
     level : float
         Of the intervals.
     """

@@ -172,7 +172,7 @@ def predictive_multiplicity(
         1, the default, takes the models as a sample of those that their training method could have given, so that
         variances do not grow with the number of models; 0 takes them as all there are.
     rows : int, optional
-        Rows of a block; memory is that of one block whatever N.
+        Rows of a block. Probabilities are held for one block, whatever N; beside them votes and a few numbers a row.
 
     Returns
     -------
