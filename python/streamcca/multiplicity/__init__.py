@@ -1,1 +1,106 @@
-"""Studies over many models: how much their insides and their answers differ, and what one says of the other."""
+"""Studies over many models: how much their insides and their answers differ, and what one tells about the other.
+
+`run_study` carries a whole study out (``streamcca study`` on the command line); everything that it uses is here, too.
+"""
+
+from streamcca.multiplicity.association import Association, associate
+from streamcca.multiplicity.average_precision import AveragePrecision, average_precision
+from streamcca.multiplicity.calibration import TemperatureScaling, temperature_scaling
+from streamcca.multiplicity.config import StudyConfig
+from streamcca.multiplicity.contested import ContestedRows, contested_rows
+from streamcca.multiplicity.data import DataSet, ImageSet, load_data
+from streamcca.multiplicity.diverse import ORDERS, diversity_order
+from streamcca.multiplicity.ensembles import AllPairEnsembles, PairEnsemble, all_pair_ensembles, pair_ensemble
+from streamcca.multiplicity.feature_curve import FeatureCurve, features_needed
+from streamcca.multiplicity.finite_sample import FiniteSample, finite_sample_models, finite_sample_rows
+from streamcca.multiplicity.greedy import GreedyEnsemble, greedy_ensemble
+from streamcca.multiplicity.inconsistency import (
+    ErrorInconsistency,
+    Specialization,
+    error_inconsistency,
+    specialization,
+)
+from streamcca.multiplicity.ladder import AlongLadder, along_ladder
+from streamcca.multiplicity.logit_files import save_logits
+from streamcca.multiplicity.methods import Method, distance_on_ladder
+from streamcca.multiplicity.mixing import FeatureMixing, feature_mixing
+from streamcca.multiplicity.predictions import Predictions
+from streamcca.multiplicity.predictive import (
+    PredictiveMultiplicity,
+    disagreements,
+    error_inconsistencies,
+    predictive_multiplicity,
+    probability_distances,
+)
+from streamcca.multiplicity.predictors import Foretold, foretell, foretelling_curves
+from streamcca.multiplicity.probe import LinearProbe, linear_probe
+from streamcca.multiplicity.representational import representational_multiplicity
+from streamcca.multiplicity.rm_result import RepresentationalMultiplicity
+from streamcca.multiplicity.shifts import SHIFTS, shifted
+from streamcca.multiplicity.stacked import StackedProbe, stacked_probe
+from streamcca.multiplicity.study import Study, run_study
+
+__all__ = [
+    # a whole study
+    "run_study",
+    "StudyConfig",
+    "Study",
+    # insides
+    "representational_multiplicity",
+    "finite_sample_models",
+    "finite_sample_rows",
+    # answers
+    "Predictions",
+    "save_logits",
+    "predictive_multiplicity",
+    "disagreements",
+    "probability_distances",
+    "contested_rows",
+    "temperature_scaling",
+    # one against the other
+    "associate",
+    "foretell",
+    "foretelling_curves",
+    # what differently trained models know
+    "error_inconsistency",
+    "error_inconsistencies",
+    "pair_ensemble",
+    "all_pair_ensembles",
+    "greedy_ensemble",
+    "specialization",
+    "along_ladder",
+    "linear_probe",
+    "feature_mixing",
+    "diversity_order",
+    "ORDERS",
+    "features_needed",
+    "stacked_probe",
+    "average_precision",
+    # models and data
+    "Method",
+    "distance_on_ladder",
+    "load_data",
+    "shifted",
+    "SHIFTS",
+    # results
+    "RepresentationalMultiplicity",
+    "FiniteSample",
+    "PredictiveMultiplicity",
+    "ContestedRows",
+    "TemperatureScaling",
+    "Association",
+    "Foretold",
+    "ErrorInconsistency",
+    "PairEnsemble",
+    "AllPairEnsembles",
+    "GreedyEnsemble",
+    "Specialization",
+    "AlongLadder",
+    "LinearProbe",
+    "FeatureMixing",
+    "FeatureCurve",
+    "StackedProbe",
+    "AveragePrecision",
+    "DataSet",
+    "ImageSet",
+]

@@ -61,6 +61,11 @@ class Answers:
     def __contains__(self, task: str) -> bool:
         return task in self._receipts
 
+    def get(self, task: str, default: Any) -> Any:
+        """Return the answer of a task that not every study has."""
+        receipt = self._receipts.get(task)
+        return default if receipt is None else receipt["answer"]
+
     def started_with(self, prefix: str) -> list[Any]:
         """Return the answers of all tasks of one kind."""
         return [receipt["answer"] for name, receipt in self._receipts.items() if name.startswith(prefix)]
@@ -81,8 +86,7 @@ class Answers:
         return found
 
     def train_accuracies(self) -> list[float | None]:
-        """Return accuracies on the rows, and with the labels, that models were trained on; else on the training "
-        "half."""
+        """Return accuracies on the rows and labels that models were trained on; of others, on the training half."""
         found = []
         for name in self.names:
             trained = self._receipts.get(f"train/{name}")

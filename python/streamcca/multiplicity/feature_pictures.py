@@ -85,7 +85,7 @@ def ensemble_gain(results: Results) -> Figure:
 def confidence_plane(results: Results) -> Figure:
     """Draw the confidences of a pair near the bottom and of one at the top of the ladder, by who is right."""
     planes = results["specialization"]["planes"]
-    figure, axes = new_figure(3.1, 1, len(planes), sharey=True, squeeze=False)
+    figure, axes = new_figure(3.5, 1, len(planes), sharey=True, squeeze=False)
     for ax, plane in zip(axes[0], planes, strict=True):
         outcome = np.array(plane["outcome"])
         x, y = np.array(plane["confidence_base"]), np.array(plane["confidence_other"])

@@ -28,13 +28,13 @@ def findings(results: Results, answers: Answers) -> list[dict[str, Any]]:
     found += [
         _foretold(results, target) for target in dict.fromkeys(row["target"] for row in results["predictors"]["table"])
     ]
-    for quantity, claim in (
-        ("distance", "insides are the more different, the more differently models were trained (ours)"),
-        ("error_inconsistency", "error inconsistency rises along the ladder"),
-        ("improvement_mean", "ensembles gain more along the ladder"),
-        ("conversion", "the conversion rate rises along the ladder"),
+    for quantity, claim, source in (
+        ("distance", "insides are the more different, the more differently models were trained", "ours"),
+        ("error_inconsistency", "error inconsistency rises along the ladder", NO_ONE),
+        ("improvement_mean", "ensembles gain more along the ladder", NO_ONE),
+        ("conversion", "the conversion rate rises along the ladder", NO_ONE),
     ):
-        found.append(_trend(claim, ladder[quantity], NO_ONE, rises=True))
+        found.append(_trend(claim, ladder[quantity], source, rises=True))
     found.append(_gain_with_inconsistency(results))
     if results["features_needed"]["along"]:
         claim = "features of more differently trained models: fewer are needed for the same accuracy"

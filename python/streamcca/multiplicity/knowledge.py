@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from streamcca.multiplicity.assemble import Answers
 
 Pairs = Mapping[str, Sequence[tuple[str, str]]]
+_SHARES = ("distance", "error_inconsistency", "conversion")
 
 
 def knowledge(answers: Answers) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def knowledge(answers: Answers) -> dict[str, Any]:
                 {"base": a, "other": b, **{name: _at(answers, matrix, a, b) for name, matrix in quantities.items()}}
                 for a, b in pairs
             ],
-            **{name: _mean(found, rung) for name, found in along.items()},
+            **{name: _mean(found, rung, name) for name, found in along.items()},
         }
         for rung, pairs in ladder.pairs.items()
     ]
@@ -41,7 +42,7 @@ def knowledge(answers: Answers) -> dict[str, Any]:
     return {
         "ladder": {"base": answers.config.base, "rungs": rungs, "trends": trends, "left_out": ladder.left_out},
         "pairs": _all_pairs(answers, quantities),
-        "specialization": answers["confidences"] if "confidences" in answers else {"rungs": [], "planes": []},
+        "specialization": answers.get("confidences", {"rungs": [], "planes": []}),
         "mixing": _mixing(answers, ladder.pairs, place),
         "features_needed": _needed(answers, ladder.pairs, place, ladder.target),
         "greedy": {"paths": [_path(found) for found in answers.started_with("greedy/")]},
@@ -54,7 +55,7 @@ def _quantities(answers: Answers) -> dict[str, FloatArray]:
     pairs = answers["ensembles"]["pairs"]
     found = {
         "distance": answers.distance,
-        "disagreement": answers.pm["iid"],
+        "pm": answers.pm["iid"],
         **{
             name: np.array(pairs[own], dtype=np.float64)
             for name, own in (
@@ -78,9 +79,13 @@ def _along(answers: Answers, matrix: FloatArray, pairs: Pairs) -> AlongLadder:
     return along_ladder(matrix, places, list(answers.groups.values()), answers.level)
 
 
-def _mean(found: AlongLadder, rung: str) -> dict[str, Any]:
+def _mean(found: AlongLadder, rung: str, name: str) -> dict[str, Any]:
+    """Return the mean of a rung; the interval of a share does not leave 0 to 1."""
     if rung in found.means:
-        return found.means[rung].to_dict()
+        mean = found.means[rung].to_dict()
+        if name in _SHARES and mean["low"] is not None:
+            mean |= {"low": max(0.0, mean["low"]), "high": min(1.0, mean["high"])}
+        return mean
     return {"value": None, "low": None, "high": None, "reason": "not defined for any pair"}
 
 

@@ -113,6 +113,7 @@ def pm_bars(results: Results) -> Figure:
         )
     ax.set_yticks(range(len(groups)), [group["name"] for group in groups], fontsize=SMALL)
     ax.invert_yaxis()
+    ax.set_xlim(left=0)
     ax.set_xlabel(results["predictive"]["title"], fontsize=9)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
     return figure
@@ -162,7 +163,7 @@ def rm_against_pm(results: Results) -> Figure:
                 color=colors[group["name"]],
                 label=group["name"],
             )
-        ax.set_title(f"{title}\n{correlation_text(results, which)}", fontsize=8)
+        ax.set_title(f"{title}\n{correlation_text(results, which)}", fontsize=7.5)
         ax.set_xlabel("RM", fontsize=9)
         ax.tick_params(labelsize=SMALL)
         ax.set_ylim(bottom=0)
@@ -176,9 +177,8 @@ def correlation_text(results: Results, which: str) -> str:
     found = results["association"][which]["groups"]["spearman"]
     if found["value"] is None:
         return found.get("reason") or "no correlation"
-    level = round(100 * results["settings"]["statistics"]["level"])
     text = f"Spearman {found['value']:+.2f}"
-    return text + ("" if found["low"] is None else f" ({level} %: {found['low']:+.2f} to {found['high']:+.2f})")
+    return text + ("" if found["low"] is None else f" ({found['low']:+.2f} to {found['high']:+.2f})")
 
 
 def pairs_plane(results: Results) -> Figure:
@@ -188,10 +188,10 @@ def pairs_plane(results: Results) -> Figure:
     between = [pair for pair in results["pairs"] if pair["groups"][0] != pair["groups"][1]]
     for pairs, color, label in ((between, "0.72", "of two groups"), (within, "tab:blue", "of one group")):
         x = [_known(pair["distance"]) for pair in pairs]
-        y = [_known(pair["disagreement"]) for pair in pairs]
+        y = [_known(pair["pm"]) for pair in pairs]
         ax.scatter(x, y, s=7, color=color, label=f"{label} ({len(pairs)})", linewidths=0)
     ax.set_xlabel("distance of the insides (mean over layers)", fontsize=9)
-    ax.set_ylabel("share of rows on which they differ", fontsize=9)
+    ax.set_ylabel(results["predictive"]["short"], fontsize=9)
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=SMALL, frameon=False)
     ax.tick_params(labelsize=SMALL)
@@ -204,6 +204,8 @@ def predictor_curves(results: Results) -> Figure:
     figure, axes = new_figure(2.9, 1, 2, sharey=True)
     styles = {"rm": ("tab:red", "RM"), "pm": ("tab:blue", "PM"), "both": ("tab:purple", "both")}
     lowest = 0.0
+    from matplotlib.ticker import MaxNLocator
+
     for ax, field, label in ((axes[0], "models", "models of a group"), (axes[1], "rows", "probe rows")):
         for key, (color, name) in styles.items():
             rows = curves[field].get(key, [])
@@ -217,6 +219,7 @@ def predictor_curves(results: Results) -> Figure:
             if np.isfinite(y).any():
                 lowest = min(lowest, float(np.nanmin(y)))
         ax.axhline(0, color="0.6", linewidth=0.8)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel(label, fontsize=9)
         ax.tick_params(labelsize=SMALL)
     axes[0].set_ylim(max(-1.5, lowest - 0.1), 1.05)

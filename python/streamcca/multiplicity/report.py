@@ -228,7 +228,9 @@ def _together(results: Results) -> str:
                 "0 no better than their mean.",
             ),
         )
-        + table(["RM with PM over", "Pearson", "Spearman", "Kendall", "p (permutations)", ""], rows, numbers=(1, 2, 3, 4))
+        + table(
+            ["RM with PM over", "Pearson", "Spearman", "Kendall", "p (permutations)", ""], rows, numbers=(1, 2, 3, 4)
+        )
         + table(["foretold, groups left out", "from", "R2", "p", ""], predictors, numbers=(2, 3))
     )
 
