@@ -18,6 +18,7 @@ from torch import nn
 
 import streamcca as sc
 from streamcca import store
+from streamcca.kept_rows import KeptRows
 from streamcca.sweep import checksum
 
 pytestmark = pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning")
@@ -128,16 +129,16 @@ def test_other_rows_are_refused():
     with pytest.raises(sc.ReplayError, match="300 and 250 rows"):
         sc.compare(sa, fewer, allow_other_probe=True)
     with pytest.raises(sc.InputError, match="read only once"):
-        sc.subspace_scores(a, iter(probe()), LAYERS)
+        sc.subspace_scores(a, iter(probe()), LAYERS, keep_rows=False)
 
 
-def test_three_models_cost_three_times_two_passes():
+def test_three_models_cost_three_passes():
     nets = three()
     calls = collections.Counter()
     for i, net in enumerate(nets):
         net.register_forward_hook(lambda *_, i=i: calls.update([i]))
     r = sc.compare(nets, probe(), layers=LAYERS, precision="float64")
-    assert calls == {0: 12, 1: 12, 2: 12}
+    assert calls == {0: 6, 1: 6, 2: 6}
     assert r.names == ("model 0", "model 1", "model 2")
     assert r.layers == tuple(LAYERS)
     assert r.matrix.shape == (3, 3, 3)
@@ -307,6 +308,97 @@ def test_a_file_whose_parts_do_not_fit(tmp_path):
         store.write_state(tmp_path / "bad", {"meta": meta, "tensors": tensors}, store.SCORES_FORMAT)
         with pytest.raises(sc.StateFileError, match="do not fit|got version 2"):
             sc.SubspaceScores.load(tmp_path / "bad")
+
+
+class Passes:
+    """A loader that counts how often it is read; without a length."""
+
+    def __init__(self, batches):
+        self.batches, self.count = batches, 0
+
+    def __iter__(self):
+        self.count += 1
+        return iter(self.batches)
+
+
+def bits(scores):
+    return [(name, layer.scores.tobytes(), layer.mean.tobytes()) for name, layer in scores.layers.items()]
+
+
+@pytest.mark.parametrize(
+    ("net", "layers", "shape", "options"),
+    [
+        (mlp, LAYERS, (8,), {"variance": 0.9}),
+        (mlp, LAYERS, (8,), {"rank": 3, "ridge": 0.5, "precision": "float64"}),
+        (convnet, ["a", "b"], (3, 6, 6), {"rows": "pool", "rank": 3}),
+        (convnet, ["a", "b"], (3, 6, 6), {"rows": "positions", "nuclear": 0.8}),
+        (convnet, ["a", "b"], (3, 6, 6), {"rows": "flatten", "rank": 2, "precision": "float32"}),
+    ],
+)
+def test_kept_rows_give_the_bits_of_two_passes(net, layers, shape, options):
+    model, x = net(), torch.randn(130, *shape, generator=torch.Generator().manual_seed(3))
+    found = {}
+    for keep in (False, True, "auto"):
+        loader = Passes(x.split(48))
+        found[keep] = sc.subspace_scores(model, loader, layers, keep_rows=keep, **options)
+        assert loader.count == (1 if keep else 2)
+        assert bits(found[keep]) == bits(found[False])
+        assert found[keep].probe == found[False].probe
+        assert found[keep].n == found[False].n
+    once = sc.subspace_scores(model, iter(x.split(48)), layers, **options)
+    assert bits(once) == bits(found[False])
+
+
+def test_rows_are_kept_within_a_budget(monkeypatch):
+    model, batches = mlp(), probe()
+    want = bits(sc.subspace_scores(model, batches, "0", rank=3))
+    taken = 4 * 300 * model[0].out_features
+    monkeypatch.setattr("streamcca.kept_rows.BUDGET", taken)
+    loader = Passes(batches)
+    sc.subspace_scores(model, loader, "0", rank=3)
+    assert loader.count == 1
+    monkeypatch.setattr("streamcca.kept_rows.BUDGET", taken - 1)
+    for keep, passes in (("auto", 2), (True, 1)):
+        loader = Passes(batches)
+        assert bits(sc.subspace_scores(model, loader, "0", rank=3, keep_rows=keep)) == want
+        assert loader.count == passes
+    assert bits(sc.subspace_scores(model, iter(batches), "0", rank=3, keep_rows=True)) == want
+    with pytest.raises(sc.InputError, match="read only once, and its rows take"):
+        sc.subspace_scores(model, iter(batches), "0", rank=3)
+    with pytest.raises(sc.InputError, match="keep_rows: got 'yes'"):
+        sc.subspace_scores(model, batches, "0", rank=3, keep_rows="yes")
+
+
+def test_the_first_batch_says_whether_all_will_fit(monkeypatch):
+    monkeypatch.setattr("streamcca.kept_rows.BUDGET", 4 * 299)
+    row = {"a": torch.ones(50, 1)}
+    kept = KeptRows("auto", repeatable=True, batches=6)
+    kept.add(row)
+    assert not kept.complete
+    assert not list(kept.drain())
+    kept.add(row)  # no more
+    assert not list(kept.drain())
+    with pytest.raises(sc.InputError, match="read only once"):
+        KeptRows("auto", repeatable=False, batches=6).add(row)
+    unknown = KeptRows("auto", repeatable=True, batches=None)
+    for count in range(6):
+        unknown.add(row)
+        assert unknown.complete == (count < 5)
+
+
+def test_kept_rows_are_no_views():
+    """A layer that writes all its outputs to the same memory."""
+
+    class Same(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory = torch.empty(50, 8)
+
+        def forward(self, x):
+            return self.memory.copy_(x.tanh())
+
+    found = [sc.subspace_scores(nn.Sequential(Same()), probe(), "0", rank=3, keep_rows=keep) for keep in (True, False)]
+    assert bits(found[0]) == bits(found[1])
 
 
 def test_pictures_of_many_models():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from streamcca import store
 from streamcca._backend import FloatArray, TruncatedView
 from streamcca.errors import InputError, LayerError, ReplayError, StateFileError, StreamCCAWarning
+from streamcca.kept_rows import KeepRows, KeptRows
 from streamcca.layers import Layers
 from streamcca.masks import Mask
 from streamcca.moments import Moments, Precision
@@ -73,8 +74,8 @@ def _working_lengths(x: Truncated) -> FloatArray:
 class SubspaceScores:
     """The layers of one model on a fixed probe set, each cut to its leading directions, with the scores of every row.
 
-    Any two of them over the same rows can be compared, without the models and without the data: M models cost M times
-    two passes, not M squared.
+    Any two of them over the same rows can be compared, without the models and without the data: M models cost M
+    passes (twice that where rows do not fit in memory), not M squared.
 
     Attributes
     ----------
@@ -241,12 +242,14 @@ def subspace_scores(
     precision: Precision = "auto",
     device: str | None = None,
     threads: int | None = None,
+    keep_rows: KeepRows = "auto",
     progress: Progress = "auto",
 ) -> SubspaceScores:
     """Cut every layer of a model to its leading directions on a probe set, and keep the scores of its rows.
 
-    Two passes over the loader: the first forms each layer's covariance, the second projects the rows on what was kept.
-    It is checked that the second brings the same inputs and the same rows.
+    The rows are needed twice: to form each layer's covariance, and to be projected on what was kept of it. Where they
+    fit in memory they are kept meanwhile, and one pass over the loader does; else there is a second, which is checked
+    to bring the same inputs and the same rows. The numbers are the same to the bit.
 
     Parameters
     ----------
@@ -264,6 +267,10 @@ def subspace_scores(
         As in `compare`.
     precision, threads
         As in `Moments`.
+    keep_rows : bool or 'auto'
+        Whether to keep the rows of all layers instead of running the model a second time. 'auto' does if they take up
+        to 256 MiB. With kept rows the loader may be an iterator, and nobody notices if the model is random also in eval
+        mode: False makes sure of that.
 
     Returns
     -------
@@ -273,7 +280,7 @@ def subspace_scores(
     Raises
     ------
     ReplayError
-        The second pass brought other inputs or other rows: shuffling, random augmentation, or dropout that is on.
+        A second pass brought other inputs or other rows: shuffling, random augmentation, or dropout that is on.
     LayerError, InputError
         As in `compare`.
 
@@ -291,11 +298,12 @@ def subspace_scores(
     ridge = checked_ridge(ridge)
     tap = LayerTap(model, layers, device, mask, call_index, make_resizer(resize, resize_by))
     sweep = Sweep({"": tap}, {"": loader}, rows=rows, forward=forward, progress=progress)
-    check_repeatable(sweep)
+    kept = KeptRows(keep_rows, sweep.repeatable, sweep.length)
+    if not kept.complete:
+        check_repeatable(sweep)
     sweep.remember()
-    moments = first_pass(
-        sweep, {"precision": precision, "threads": threads, "pairs": "self", "device": "cpu"}, f"{name}: moments"
-    )
+    options = {"precision": precision, "threads": threads, "pairs": "self", "device": "cpu"}
+    moments = first_pass(sweep, options, f"{name}: moments", kept.add)
     sweep.report_silent()
     truncated = {view: truncate_view(moments, view, rule, rule.x, ridge) for view in moments.views}
     means = {view: moments.mean(view) for view in truncated}
@@ -312,7 +320,11 @@ def subspace_scores(
             scores[view][done : done + count] = x.cpu().numpy() / lengths[view]
         done += count
 
-    sweep.run(keep, f"{name}: scores")
+    if kept.complete:
+        for rows_again in kept.drain():
+            keep(rows_again)
+    else:
+        sweep.run(keep, f"{name}: scores")
     found = {view: LayerScores(truncated[view], means[view], scores[view]) for view in sweep.names("")}
     return SubspaceScores(name, found, moments.rows, sweep.describe_rows(), rule, ridge, sweep.inputs_checksum)
 
@@ -331,8 +343,10 @@ def check_repeatable(sweep: Sweep) -> None:
         )
 
 
-def first_pass(sweep: Sweep, options: Mapping[str, Any], description: str) -> Moments:
-    """Form moments of all layers; `options` are those of `Moments`."""
+def first_pass(
+    sweep: Sweep, options: Mapping[str, Any], description: str, also: Callable[[BatchRows], None]
+) -> Moments:
+    """Form moments of all layers, and hand the rows on; `options` are those of `Moments`."""
     moments: Moments | None = None
 
     def add(batch_rows: BatchRows) -> None:
@@ -341,6 +355,7 @@ def first_pass(sweep: Sweep, options: Mapping[str, Any], description: str) -> Mo
             moments = Moments({name: int(x.shape[1]) for name, x in batch_rows.items()}, **options)
         check_same_layers(batch_rows, moments.views)
         moments.update(batch_rows)
+        also(batch_rows)
 
     sweep.run(add, description)
     assert moments is not None  # noqa: S101 - run refuses an empty loader
