@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,14 @@ def check_seed(seed: object, what: str) -> None:
     """Refuse what is not a whole number of at least 0."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"{what}: got {seed!r}, expected a whole number of at least 0")
+
+
+def _check_share(share: object, what: str, *, zero: bool, one: bool) -> None:
+    """Refuse what is not a share; `zero` and `one` say whether the ends are shares."""
+    number = isinstance(share, int | float | np.number) and not isinstance(share, bool)
+    if not number or not 0 <= share <= 1 or (share == 0 and not zero) or (share == 1 and not one):  # type: ignore[operator]
+        ends = "from 0" if zero else "above 0", "to 1" if one else "and below 1"
+        raise InputError(f"{what}: got {share!r}, expected a number {' '.join(ends)}")
 
 
 def check_images(images: Images, what: str) -> None:
@@ -192,7 +201,12 @@ def _draw(labels: Labels, total: int, seed: int, spare: int) -> Labels:
 
 
 def split_rows(
-    labels: Labels, *, test_share: float | None = None, test_count: int | None = None, seed: int = 0
+    labels: Labels,
+    *,
+    test_share: float | None = None,
+    test_count: int | None = None,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
 ) -> tuple[Labels, Labels]:
     """Split rows into training and test rows, every class in proportion.
 
@@ -204,6 +218,8 @@ def split_rows(
         How much goes to the test set, as a share of the rows (rounded) or as a count; a third where neither is given.
     seed
         Seed of the draw.
+    classes
+        Names of labels 0, 1, ..., for messages.
 
     Returns
     -------
@@ -225,23 +241,23 @@ def split_rows(
     check_seed(seed, "seed")
     if test_share is not None and test_count is not None:
         raise InputError(f"got test_share={test_share} and test_count={test_count}, expected one of them")
-    classes, counts = np.unique(labels, return_counts=True)
+    present, counts = np.unique(labels, return_counts=True)
     if len(labels) and counts.min() < 2:
-        alone = classes[int(np.argmin(counts))]
+        alone = int(present[np.argmin(counts)])
+        name = classes[alone] if classes else str(alone)
         raise InputError(
-            f"class {alone} has one image, which cannot be both in training and in test; "
-            "add images or leave the class out"
+            f"class {name!r} has one image, which cannot be both in training and in test; add images or leave it out"
         )
-    if test_count is None:
-        share = TEST_SHARE if test_share is None else test_share
-        if not 0 < share < 1:
-            raise InputError(f"test_share: got {share!r}, expected a number between 0 and 1")
-        test_count = round(share * len(labels))
+    if test_share is not None:
+        _check_share(test_share, "test_share", zero=False, one=False)
+        test_count = round(test_share * len(labels))
+    elif test_count is None:  # what nobody asked for gives way: a few rows of many classes
+        test_count = max(len(present), min(round(TEST_SHARE * len(labels)), len(labels) - len(present)))
     check_seed(test_count, "test_count")
-    if not len(classes) <= test_count <= len(labels) - len(classes):
+    if not len(present) <= test_count <= len(labels) - len(present):
         raise InputError(
-            f"the test set would have {test_count} of {len(labels)} images, expected {len(classes)} to "
-            f"{len(labels) - len(classes)}, so that each of the {len(classes)} classes is in both sets"
+            f"the test set would have {test_count} of {len(labels)} images, expected {len(present)} to "
+            f"{len(labels) - len(present)}, so that each of the {len(present)} classes is in both sets"
         )
     test = _draw(labels, test_count, seed, spare=1)
     return np.setdiff1d(np.arange(len(labels)), test), test
@@ -271,8 +287,7 @@ def subset(images: ImageSet, share: float, seed: int) -> ImageSet:
     <599 images of 1 x 8 x 8, 10 classes>
     """
     check_seed(seed, "subset: seed")
-    if not 0 < share <= 1:
-        raise InputError(f"subset: got share={share!r}, expected a number above 0 and at most 1")
+    _check_share(share, "subset: share", zero=False, one=True)
     total, classes = round(share * len(images)), len(np.unique(images.labels))
     if total < classes:
         raise InputError(f"subset: a share of {share:g} is {total} images, too few for {classes} classes")
@@ -308,8 +323,7 @@ def noisy_labels(labels: Labels, share: float, classes: int, seed: int) -> Label
     3
     """
     check_seed(seed, "noisy_labels: seed")
-    if not 0 <= share <= 1:
-        raise InputError(f"noisy_labels: got share={share!r}, expected a number from 0 to 1")
+    _check_share(share, "noisy_labels: share", zero=True, one=True)
     if classes < 2:
         raise InputError(f"noisy_labels: got classes={classes}, expected at least 2")
     if labels.ndim != 1 or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
@@ -392,6 +406,8 @@ def load_data(
     if limit is not None:
         check_seed(limit, "load_data: limit")
     name = str(source)
+    if not isinstance(source, str | Path) or not name:
+        raise InputError(f"load_data: got source={source!r}, expected a name, such as 'digits', or a path")
     if name not in BUNDLED + TORCHVISION:
         path = Path(folder or "") / source
         name = path.name.removesuffix(".npz")
@@ -412,7 +428,9 @@ def load_data(
         raise InputError(f"load_data: {names}; nor is there a folder {path}")
     train, test = raw.train, raw.test
     if test is None:
-        rows, others = split_rows(train.labels, test_share=test_share, test_count=test_count, seed=seed)
+        rows, others = split_rows(
+            train.labels, test_share=test_share, test_count=test_count, seed=seed, classes=raw.classes
+        )
         train, test = train.take(rows), train.take(others)
     elif test_share is not None or test_count is not None:
         raise InputError(f"load_data: {name!r} has a test set of its own; leave test_share= and test_count= out")

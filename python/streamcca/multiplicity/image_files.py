@@ -62,7 +62,7 @@ def checked_size(size: int | tuple[int, int] | None) -> Size:
     """Return (height, width), or refuse the size."""
     if size is None:
         return None
-    sides = (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, int | np.integer) or s < 1 for s in sides):
         raise InputError(f"load_data: got size={size!r}, expected pixels, such as 32, or (height, width)")
     return int(sides[0]), int(sides[1])
@@ -134,8 +134,14 @@ def _arrays(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"load_data: there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a file open whose content it refuses.
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise StateFileError(f"{path}: is a single array (.npy), expected a .npz file with images and labels")
             return {key: file[key] for key in file.files}
+    except StateFileError:
+        raise
     except ValueError as error:
         if "pickle" in str(error).lower():
             raise StateFileError(
@@ -143,8 +149,7 @@ def _arrays(path: Path) -> dict[str, Any]:
                 "expected arrays of numbers and text saved by numpy.savez"
             ) from None
         raise StateFileError(f"{path}: cannot be read as a .npz file ({error})") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, NotImplementedError, AttributeError) as error:
-        # AttributeError: a single array (.npy) under this name has no keys
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, NotImplementedError) as error:
         raise StateFileError(f"{path}: cannot be read as a .npz file ({type(error).__name__}: {error})") from None
 
 
@@ -183,6 +188,8 @@ def _labels(labels: Any, rows: int, where: str) -> Any:
 
 def read_npz(path: Path, layout: Layout | None) -> Raw:
     """Return the images of a .npz file."""
+    from streamcca.multiplicity.data import check_images
+
     arrays = _arrays(path)
     names = arrays.pop("classes", None)
     if set(arrays) == {"images", "labels"}:
@@ -197,6 +204,9 @@ def read_npz(path: Path, layout: Layout | None) -> Raw:
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise InputError(f"{path}, 'classes': got {names.dtype} of shape {names.shape}, expected names (K,) as text")
     images = [_planes(arrays[x], layout, f"{path}, {x!r}") for x, _ in pairs]
+    for (x, _), values in zip(pairs, images, strict=True):
+        if values.dtype.kind == "f":  # here, where an image's number is that in the file
+            check_images(values, f"{path}, {x!r}")
     labels = [_labels(arrays[y], len(x), f"{path}, {y!r}") for x, (_, y) in zip(images, pairs, strict=True)]
     train, test, classes = _counted(labels[0], labels[1] if len(labels) > 1 else None, names, str(path))
     return Raw(_from_array(images[0], train), None if test is None else _from_array(images[1], test), classes)
@@ -313,10 +323,10 @@ def read_torchvision(name: str, folder: str | Path | None) -> Raw:
         chosen = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
         try:
             parts.append(reader(root=str(folder), download=False, **chosen))
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError):  # "Dataset not found or corrupted. You can use download=True to download it"
             raise MissingFileError(
-                f"load_data: {name!r} is not whole under {folder}, expected {Path(folder)}/{inside} ({error}); "
-                f"torchvision.datasets.{class_name}({str(folder)!r}, download=True) would fetch it"
+                f"load_data: the files of {name!r} are missing or damaged, expected {Path(folder) / inside}; "
+                f"torchvision.datasets.{class_name}({str(folder)!r}, download=True) would fetch them"
             ) from None
     images = [_planes(np.asarray(part.data), "NCHW" if name == "svhn" else None, name) for part in parts]
     labels = [
