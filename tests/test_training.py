@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -389,6 +392,54 @@ def test_killed_at_every_step(few, tmp_path, framework):
     assert content(left) == content(tmp_path / "straight")
 
 
+SCRIPT = """
+import sys
+import numpy as np
+from streamcca.multiplicity.methods import Method
+from streamcca.multiplicity.training import train
+
+if __name__ == "__main__":
+    with np.load(sys.argv[1]) as data:
+        images, labels = data["images"], data["labels"]
+    method = Method("m", "vit", width=4, depth=2, epochs=40, batch_size=16, dropout=0.2, augmentation="strong")
+    train(method, 3, images, labels, sys.argv[2], classes=10, checkpoint_seconds=0.02)
+"""
+
+
+@pytest.mark.slow
+def test_killed_by_the_system(few, tmp_path):
+    """SIGKILL at random moments, also inside the writing of a checkpoint."""
+    np.savez(tmp_path / "data.npz", images=few[0], labels=few[1])
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "data.npz")]
+    subprocess.run([*command, str(tmp_path / "straight")], check=True)
+    random = np.random.default_rng(0)
+    left, part = tmp_path / "killed", tmp_path / "killed.part"
+    gone_on = 0
+    for _ in range(5):
+        before = part.read_bytes() if part.exists() else b""
+        process = subprocess.Popen([*command, str(left)])
+        while process.poll() is None and (not part.exists() or part.read_bytes() == before):
+            time.sleep(0.01)
+        time.sleep(float(random.random()) * 0.1)
+        gone_on += process.poll() is None
+        process.kill()
+        process.wait()
+    assert gone_on >= 3
+    subprocess.run([*command, str(left)], check=True)
+    assert content(left) == content(tmp_path / "straight")
+    assert {path.name for path in tmp_path.iterdir()} == {"data.npz", "script.py", "killed", "straight"}
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed():
+    code = (
+        "import sys, streamcca.multiplicity.models, streamcca.multiplicity.training, "
+        "streamcca.multiplicity.contrastive; print({'torch', 'transformers', 'timm', 'sklearn'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
 def test_part_of_another_training_is_not_gone_on_with(few, tmp_path):
     train(method(), 3, *few, tmp_path / "straight", classes=10)
     for other, options in ((method(epochs=4), {}), (method(), {"threads": 2}), (method(), {"study_seed": 1})):
@@ -617,17 +668,19 @@ def test_mlp_learns_digits(digits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "floor"),
     [
-        ({"architecture": "convnet"}, 0.96),
-        ({"architecture": "resnet"}, 0.96),
-        ({"architecture": "vit"}, 0.94),
-        ({"architecture": "convnet", "optimizer": "sgd", "learning_rate": 0.02}, 0.94),
-        ({"architecture": "convnet", "augmentation": "strong"}, 0.96),
-        ({"architecture": "convnet", "dropout": 0.2}, 0.96),
-        ({"architecture": "convnet", "width": 16}, 0.94),
-        ({"framework": "contrastive", "augmentation": "strong", "batch_size": 128, "epochs": 20}, 0.90),
+        ({"architecture": "convnet"}, 0.97),
+        ({"architecture": "resnet"}, 0.97),
+        ({"architecture": "vit"}, 0.96),
+        ({"width": 16}, 0.96),
+        ({"width": 16, "optimizer": "sgd", "learning_rate": 0.05}, 0.96),
+        ({"width": 16, "dropout": 0.2}, 0.96),
+        ({"framework": "contrastive", "augmentation": "strong", "width": 16, "batch_size": 128, "epochs": 25}, 0.90),
     ],
     ids=str,
 )
 def test_nets_learn_digits(digits, tmp_path, options, floor):
-    train(Method("m", **options), 0, digits[0][:TRAIN], digits[1][:TRAIN], tmp_path / "m", classes=10)
+    """Seed 0 had 0.985 to 0.99 (ViT 0.986, contrastive 0.94) when this was written."""
+    result = train(Method("m", **options), 0, digits[0][:TRAIN], digits[1][:TRAIN], tmp_path / "m", classes=10)
     assert held_out_accuracy(tmp_path / "m", digits) >= floor
+    if "framework" not in options:
+        assert result.train_accuracy >= 0.99

@@ -16,6 +16,7 @@ from streamcca.views import check_option
 
 # Maps are halved from stage to stage until a side would fall below this.
 _SMALLEST_MAP = 4
+_COARSE = 4
 
 
 class Net(nn.Module):
@@ -65,9 +66,10 @@ def make_net(
     ----------
     architecture : 'mlp', 'convnet', 'resnet' or 'vit'
         'mlp': stages of one linear layer with 4 `width` units and ReLU. 'convnet': two 3 x 3 convolutions with ReLU a
-        stage, maps halved by maxima and channels doubled between stages while maps stay at least 4 wide. 'resnet': one
-        basic residual block with batch norm a stage, halved by strides likewise. 'vit': pre-norm transformer blocks of
-        2 `width` features on patches (2 x 2 up to a side of 16, else an eighth of the side), all tokens at the end.
+        stage; between stages maps are halved by maxima and channels doubled, while maps stay at least 4 wide; at the
+        end maps are averaged to 4 x 4. 'resnet': one basic residual block with batch norm a stage, halved by strides
+        likewise, averaged at the end. 'vit': pre-norm transformer blocks of 2 `width` features on patches (2 x 2 up to
+        a side of 16, else an eighth of the side), all tokens at the end.
     shape : (channels, height, width)
         Of an image; from 1 x 8 x 8 up.
     classes : int
@@ -118,15 +120,15 @@ _Parts = tuple[nn.Module, list[nn.Module], list[nn.Module], int]
 
 
 def _initialize(module: nn.Module) -> None:
-    # He et al. 2015, biases zero. With torch's default the plain convnet stayed at 93 % on digits after 15 epochs, and
-    # did not learn at all with SGD; the blocks of the ViT keep it, since no ReLU follows their layers.
-    if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and not isinstance(module, _BlockLinear)):
+    # He et al. 2015, biases zero. With torch's default the convnet (width 16, 1,000 digits, 15 epochs) learned nothing
+    # with SGD, and 96 % instead of 98 % with AdamW. Transformer blocks keep it, since no ReLU follows their layers.
+    if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and not isinstance(module, _InBlock)):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-class _BlockLinear(nn.Linear):
+class _InBlock(nn.Linear):
     """Linear layer inside a transformer block."""
 
 
@@ -155,10 +157,6 @@ def _plan(shape: tuple[int, int, int], width: int, depth: int) -> list[tuple[int
     return plan
 
 
-def _average() -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-
-
 def _convnet(shape: tuple[int, int, int], width: int, depth: int, dropout: float) -> _Parts:
     plan = _plan(shape, width, depth)
     stages: list[nn.Module] = []
@@ -166,7 +164,10 @@ def _convnet(shape: tuple[int, int, int], width: int, depth: int, dropout: float
         parts: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if halve else []
         parts += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.Conv2d(after, after, 3, padding=1), nn.ReLU()]
         stages.append(nn.Sequential(*parts, _dropout(dropout)))
-    return nn.Identity(), stages, _average(), plan[-1][1]
+    # A coarse map instead of one average: without normalization that learned slowly, and some seeds hardly at all
+    # (1,000 digits, width 16, 15 epochs: training accuracy 0.97 and 0.63 with SGD, 0.84 and 0.90 with 'strong').
+    cells = _COARSE * _COARSE
+    return nn.Identity(), stages, [nn.AdaptiveAvgPool2d(_COARSE), nn.Flatten()], cells * plan[-1][1]
 
 
 class _Residual(nn.Module):
@@ -200,7 +201,7 @@ def _resnet(shape: tuple[int, int, int], width: int, depth: int, dropout: float)
     stages: list[nn.Module] = []
     for i, (before, after, halve) in enumerate(plan):
         stages.append(_Residual(width if i == 0 else before, after, 2 if halve else 1, dropout))
-    return stem, stages, _average(), plan[-1][1]
+    return stem, stages, [nn.AdaptiveAvgPool2d(1), nn.Flatten()], plan[-1][1]
 
 
 class _Patches(nn.Module):
@@ -227,8 +228,8 @@ class _Block(nn.Module):
         super().__init__()
         self.heads = next(heads for heads in (4, 2, 1) if size % heads == 0)
         self.norm1, self.norm2 = nn.LayerNorm(size), nn.LayerNorm(size)
-        self.mix, self.join = _BlockLinear(size, 3 * size), _BlockLinear(size, size)
-        self.wide, self.narrow = _BlockLinear(size, 2 * size), _BlockLinear(2 * size, size)
+        self.mix, self.join = _InBlock(size, 3 * size), _InBlock(size, size)
+        self.wide, self.narrow = _InBlock(size, 2 * size), _InBlock(2 * size, size)
         self.drop1, self.drop2 = _dropout(dropout), _dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
