@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from streamcca.errors import DTypeError, InputError
-from streamcca.multiplicity.data import Images, check_images, check_seed
+from streamcca.multiplicity.data import Images, check_images
+from streamcca.multiplicity.splits import check_seed
 from streamcca.views import unknown_name
 
 _CHUNK = 1 << 20  # values of one slice of images: some 50 MiB of coordinates and copies at a time
