@@ -113,7 +113,7 @@ def split_rows(
         check_share(test_share, "test_share", zero=False, one=False)
         test_count = round(test_share * len(labels))
     elif test_count is None:  # what nobody asked for gives way: a few rows of many classes
-        test_count = max(len(present), min(round(TEST_SHARE * len(labels)), len(labels) - len(present)))
+        test_count = max(len(present), round(TEST_SHARE * len(labels)))
     check_seed(test_count, "test_count")
     if not len(present) <= test_count <= len(labels) - len(present):
         raise InputError(
