@@ -158,6 +158,9 @@ def test_blur_is_a_gaussian_and_keeps_means():
         # A Gaussian sampled at SD above 2 pixels and cut at 5 has the variance of the whole to 4 digits.
         assert (result * (y - 40) ** 2).sum() == pytest.approx((share * 81) ** 2, rel=1e-4)
         assert (result * (x - 30) ** 2).sum() == pytest.approx((share * 61) ** 2, rel=1e-4)
+    colors = np.zeros((2, 3, 8, 8))
+    colors[0, 1], colors[1, 2] = 1, 0.5
+    np.testing.assert_allclose(shifted(colors, "blur", 5), colors, atol=1e-15)
     flat = np.full((1, 3, 8, 8), 0.25)
     np.testing.assert_allclose(shifted(flat, "blur", 5), flat, atol=1e-15)
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from streamcca.errors import DTypeError, InputError, MissingFileError, NonFiniteError, StateFileError
 from streamcca.multiplicity import image_files
-from streamcca.multiplicity.data import DataSet, ImageSet, _shares, load_data, noisy_labels, split_rows, subset
+from streamcca.multiplicity.data import DataSet, ImageSet, load_data, noisy_labels, subset
+from streamcca.multiplicity.splits import _shares, split_rows
 
 # --- digits, splits, shares ---
 
@@ -184,6 +185,8 @@ def test_noisy_labels_are_uniform_over_the_other_classes_and_over_rows():
     np.add.at(table, (labels, result), 1)
     changed = table.sum(axis=1) - table[np.arange(3), np.arange(3)]
     assert np.abs(changed - 1000).max() < 5 * np.sqrt(2000 * 0.25)
+    first_half = (result != labels)[:3000].sum()
+    assert abs(first_half - 1500) < 5 * np.sqrt(3000 * 0.25)
     for label in range(3):
         others = np.delete(table[label], label) / changed[label]
         assert np.abs(others - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / changed[label])
@@ -761,7 +764,7 @@ def test_torchvision_without_its_files(torchvision, name, place):
 def test_nothing_heavy_is_imported():
     """The modules alone need NumPy; the rest is imported where it is used."""
     code = (
-        "import sys; from streamcca.multiplicity import data, image_files, shifts; "
+        "import sys; from streamcca.multiplicity import data, image_files, shifts, splits; "
         "print([m for m in ('torch', 'sklearn', 'PIL', 'torchvision', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,8 @@ import numpy as np
 from streamcca.errors import DTypeError, InputError, MissingFileError, StateFileError
 
 if TYPE_CHECKING:
-    from streamcca.multiplicity.data import Images, ImageSet, Labels, Layout
+    from streamcca.multiplicity.data import Images, ImageSet, Layout
+    from streamcca.multiplicity.splits import Labels
 
 Size = tuple[int, int] | None
 
