@@ -96,8 +96,10 @@ def test_capture_gives_the_rows_that_watch_sees(images):
 
 
 def test_capture_of_logits_alone_and_of_parts(images):
-    net = net_of("vit")
+    net = net_of("vit", dropout=0.4)
     alone = capture(net, images, features=None)
+    assert net.training
+    net.eval()
     assert alone.features is None
     assert alone.layers == {}
     first = capture(net, images, features="stage2", rows="first")
@@ -311,6 +313,10 @@ def test_inputs(rng):
     ramp = torch.arange(16.0).div(16).expand(1, 1, 16, 16)
     half = Inputs((8, 8)).apply(ramp)
     np.testing.assert_allclose(half[0, 0, 3, 1:-1], (torch.arange(8) * 2 + 0.5)[1:-1] / 16, rtol=1e-4)
+    # Every pixel counts: without antialiasing this column would lie between those looked at.
+    column = torch.zeros(1, 1, 16, 16)
+    column[..., 4] = 1
+    assert Inputs((4, 4)).apply(column)[0, 0, 2, 1] > 0.05
     with pytest.raises(InputError, match="got 2 channels, expected 3 or 1"):
         Inputs(channels=3).apply(color[:, :2])
 

@@ -25,7 +25,7 @@ from streamcca.errors import (
     StateFileError,
     StreamCCAWarning,
 )
-from streamcca.multiplicity import loop, training
+from streamcca.multiplicity import augment, loop, training
 from streamcca.multiplicity.contrastive import nt_xent
 from streamcca.multiplicity.methods import LADDER, SOURCES, Method, derived_seed, distance_on_ladder
 from streamcca.multiplicity.training import (
@@ -655,6 +655,21 @@ def test_contrastive_features_do_not_see_labels(few, tmp_path):
     train(one, 0, images, (labels + 1) % 10, tmp_path / "b", classes=10, fingerprint="f")
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(np.array_equal(a[name], b[name]) == (not name.startswith("head.")) for name in a)
+
+
+def test_contrastive_compares_two_versions(few, tmp_path, monkeypatch):
+    seeds = []
+
+    def recorded(images, kind, seed):
+        seeds.append(seed)
+        return plain(images, kind, seed)
+
+    plain = augment.augmented
+    monkeypatch.setattr(augment, "augmented", recorded)
+    one = method(framework="contrastive", augmentation="noise")
+    train(one, 0, *few, tmp_path / "a", classes=10)
+    assert len(seeds) == 3 * 6 * 2  # epochs, batches, versions
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_mlp_learns_digits(digits, tmp_path):
