@@ -105,7 +105,7 @@ def run_multiplicity(
         seconds["pairs"] = [_seconds(pairs)[0] for _ in range(rounds)]
         _check(found, paths, layers)
         # In blocks of an eighth of the models, so that also the fewest below fill two of them.
-        budget = max(1, models // 8) * 4 * size
+        budget = max(1, models // 8) * 5 * size
         peaks = {c: _peak(lambda c=c: pairs(c, budget)) for c in (models // 4, models // 2, models)}
     totals = {
         "forward": sum(seconds["forward"]),
