@@ -9,7 +9,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cases, coverage, files, hooks, identification, machine, measures, report, wide
+from benchmarks import (
+    accuracy,
+    cases,
+    coverage,
+    files,
+    hooks,
+    identification,
+    machine,
+    measures,
+    multiplicity,
+    report,
+    wide,
+)
 
 
 def _count(text: str) -> int:
@@ -22,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
     known = (
         *("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide"),
-        *("measures", "coverage", "readme"),
+        *("measures", "coverage", "multiplicity", "readme"),
     )
     parser.add_argument("which", nargs="+", choices=known, metavar="WHICH", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
@@ -63,6 +75,11 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
         return results
     if which == "coverage":
         return coverage.run_coverage(repetitions=args.rounds or (5 if args.quick else 500))
+    if which == "multiplicity":
+        size = {"models": 8, "images": 300} if args.quick else {}
+        results = [multiplicity.run_multiplicity(rounds=args.rounds or 1, folder=folder, **size)]
+        print("\n".join(map(multiplicity.format_multiplicity, results)), flush=True)
+        return results
     if which == "measures":
         small = {"rows": 2000, "width": 24}
         results = [

@@ -216,6 +216,21 @@ def test_mantel_within_strata_moves_no_model_out_of_its_group():
         mantel(x, y, pairs=pairs)
 
 
+def test_drawn_permutations_within_strata():
+    """All strata move, and only among themselves: p is that of all 576 permutations."""
+    x, strata = distances(9, 3), np.array([0, 0, 0, 0, -1, 1, 1, 1, 1])
+    y = related(x, noise=2)
+    y[:4, :4] = y[:4, :4].max()  # the first stratum says nothing
+    np.fill_diagonal(y, 0)
+    pairs = np.concatenate([pairs_within(range(4)), pairs_within(range(5, 9))])
+    exact = mantel(x, y, pairs=pairs, strata=strata, permutations=576)
+    drawn = mantel(x, y, pairs=pairs, strata=strata, permutations=500)
+    assert exact.exact
+    assert not drawn.exact
+    assert 0.1 < exact.p < 0.9
+    assert abs(exact.p - drawn.p) < 4 * (exact.p * (1 - exact.p) / 500) ** 0.5
+
+
 def test_drawn_permutations_agree_with_all():
     x = distances(7)
     y = related(x, noise=2)

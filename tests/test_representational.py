@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,7 +156,7 @@ def test_files_block_by_block(many, tmp_path, monkeypatch):
     loads = []
     load = sc.SubspaceScores.load
     monkeypatch.setattr(sc.SubspaceScores, "load", classmethod(lambda _, path: loads.append(path) or load(path)))
-    for memory, blocks, reads in ((1, 6, 21), (8 * size, 3, 12), (1 << 30, 1, 6)):
+    for memory, blocks, reads in ((1, 6, 21), (10 * size, 3, 12), (1 << 30, 1, 6)):
         loads.clear()
         got = representational_multiplicity(paths, GROUPS, memory=memory)
         assert len(ScoreBlocks(paths, NAMES, None, memory).blocks) == blocks
@@ -256,7 +259,7 @@ def test_memory_does_not_grow_with_the_models(tmp_path):
         paths[f"m{i}"] = tmp_path / f"m{i}"
         sc.subspace_scores(model, rows, LAYERS, rank=k, precision="float64", progress=False).save(paths[f"m{i}"])
     size = paths["m0"].stat().st_size
-    budget = 16 * size
+    budget = 20 * size
     peaks = []
     representational_multiplicity(paths, {"g": ["m0", "m1"]}, memory=budget)  # what is imported late
     for count in (10, 20, 40):
@@ -333,3 +336,15 @@ def test_projections_are_what_pairs_are_formed_from(many):
     cross = x.projections.T @ y.projections / 239
     want = correlate(x.truncated, y.truncated, x.cross_covariance(y), kept=True, measure="svcca")[0]
     assert correlate(x.truncated, y.truncated, cross, kept=True, measure="svcca")[0].mean == want.mean
+
+
+@pytest.mark.slow
+def test_quick_benchmark(tmp_path):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "benchmarks", "multiplicity", "--quick", "--json", str(tmp_path / "out.json")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert set(result["seconds"]) == {"forward", "scores", "pairs"}
+    assert len(result["ratio_of_each"]) == 8
+    assert "all pairs from files" in done.stdout

@@ -384,6 +384,7 @@ def test_the_first_batch_says_whether_all_will_fit(monkeypatch):
     for count in range(6):
         unknown.add(row)
         assert unknown.complete == (count < 5)
+    assert not list(unknown.drain())  # what was kept so far is let go
 
 
 def test_kept_rows_are_no_views():

@@ -149,9 +149,10 @@ def associate(
     coefficient : 'pearson' or 'spearman'
         What the permutation tests look at.
     level, draws, seed
-        Percentile intervals from so many draws of models within groups; see `resampling` for what few models do to
-        them. Drawing models blurs every group's values, so coefficients of draws tend to be nearer to 0 than the one
-        measured.
+        Percentile intervals from so many draws of models within groups. Drawing models blurs the values of groups, as
+        the sample itself does, so that a correlation near 1 is seen lower and its interval lies below it. Simulated
+        (nominal 95 %, 8 groups of 4 to 10 models, 150 repetitions): 0.91 to 0.98 where the correlation of the groups is
+        0.1 to 0.7, but 0 to 0.07 where it is 0.997; over pairs within groups 0.94 to 0.98 in all these cases.
     permutations : int
         Permutations drawn by a test, if there are more than so many; else all are gone through.
 
