@@ -32,6 +32,7 @@ class DataSettings:
     seed: int = 0
     size: int | None = None
     limit: int | None = None
+    layout: str | None = None
 
 
 @dataclass(frozen=True)

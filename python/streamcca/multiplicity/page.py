@@ -22,8 +22,8 @@ h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}
 h2{font-size:1.3rem;margin:2.6rem 0 .5rem;border-top:2px solid #222;padding-top:.7rem}
 h3{font-size:1rem;margin:0 0 .25rem}
 p{max-width:46rem;margin:.4rem 0 .8rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.5rem;align-items:start}
-figure{margin:0;border:1px solid #ddd;border-radius:6px;padding:.7rem}
+.grid{columns:26rem auto;column-gap:1.5rem;max-width:100%}
+figure{margin:0 0 1.5rem;break-inside:avoid;border:1px solid #ddd;border-radius:6px;padding:.7rem}
 figure img{width:100%;height:auto;display:block}
 figcaption{font-size:.85rem;color:#444;margin-top:.4rem}
 .scroll{overflow-x:auto;margin:.6rem 0 1.2rem}

@@ -59,18 +59,22 @@ def rm_heat_map(results: Results) -> Figure:
     matrix = np.array(
         [[_known(value) for value in row] for row in results["representational"]["between"]], dtype=np.float64
     )
-    figure, ax = new_figure(1.7 + 0.3 * len(names))
-    image = ax.imshow(matrix, cmap="magma_r", vmin=0, vmax=max(0.05, float(np.nanmax(matrix))))
+    cell = min(0.42, 3.1 / len(names))
+    figure, ax = new_figure(1.0 + cell * len(names))
+    lowest, highest = float(np.nanmin(matrix)), float(np.nanmax(matrix))
+    image = ax.imshow(matrix, cmap="YlOrRd", vmin=lowest, vmax=max(lowest + 0.01, highest))
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=SMALL)
     ax.set_yticks(range(len(names)), names, fontsize=SMALL)
-    if len(names) <= 14:
-        highest = float(np.nanmax(matrix))
+    if len(names) <= 20:
         for (i, j), value in np.ndenumerate(matrix):
             if np.isfinite(value):
                 weight = "bold" if i == j else "normal"
-                ink = "white" if value > 0.6 * highest else "black"
-                ax.text(j, i, f"{value:.2f}"[1:], ha="center", va="center", color=ink, fontsize=7, weight=weight)
-    figure.colorbar(image, ax=ax, shrink=0.85).ax.set_ylabel("distance: 1 - similarity", fontsize=SMALL)
+                ink = "white" if value > lowest + 0.7 * (highest - lowest) else "black"
+                size = min(7.5, 20 * cell)
+                ax.text(j, i, f"{value:.2f}"[-3:], ha="center", va="center", color=ink, fontsize=size, weight=weight)
+    bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=25, pad=0.02)
+    bar.ax.set_ylabel("distance: 1 - similarity", fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
     return figure
 
 
@@ -101,7 +105,7 @@ def pm_bars(results: Results) -> Figure:
     groups = results["groups"]
     kinds = ["iid", *results["data"]["kinds"]]
     colors = colors_of(kinds)
-    figure, ax = new_figure(1.4 + 0.42 * len(groups))
+    figure, ax = new_figure(1.3 + 0.1 * (2 + len(kinds)) * len(groups))
     height = 0.8 / len(kinds)
     for k, kind in enumerate(kinds):
         rows = [group["pm"]["by_kind"][kind] for group in groups]
@@ -112,7 +116,7 @@ def pm_bars(results: Results) -> Figure:
             [_known(row["value"]) for row in rows], at, xerr=_error_bars(rows), fmt="none", ecolor="0.25", linewidth=0.8
         )
     ax.set_yticks(range(len(groups)), [group["name"] for group in groups], fontsize=SMALL)
-    ax.invert_yaxis()
+    ax.set_ylim(len(groups) - 0.45, -0.55)
     ax.set_xlim(left=0)
     ax.set_xlabel(results["predictive"]["title"], fontsize=9)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
@@ -254,6 +258,27 @@ def group_card(results: Results, group: Mapping[str, Any]) -> Figure:
     for ax in axes:
         _quiet(ax)
     return figure
+
+
+def contested_images(results: Results) -> Figure:
+    """Draw the images on which models differ most, with what they answer and how many say so."""
+    rows = [row for row in results["contested"] if row["image"] is not None][:12]
+    lines = -(-len(rows) // 4)
+    figure, axes = new_figure(0.2 + 1.5 * lines, lines, 4, squeeze=False)
+    for ax, row in zip(axes.ravel(), rows, strict=False):
+        image = np.moveaxis(np.array(row["image"]), 0, -1)
+        ax.imshow(image[..., 0] if image.shape[-1] != 3 else image, cmap="gray", vmin=0, vmax=1)
+        ax.set_title(f"label {row['label']}\n{_cut(row['answers'])}", fontsize=7)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    return figure
+
+
+def _cut(text: str, most: int = 22) -> str:
+    parts = text.split(", ")
+    while len(", ".join(parts)) > most and len(parts) > 1:
+        parts.pop()
+    return ", ".join(parts) + (", ..." if len(", ".join(parts)) < len(text) else "")
 
 
 def _quiet(ax: Axes) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, Any]
+Panel = tuple[Callable[[Results], "Figure"], str]
 
 
 def report_html(results: Results) -> str:
@@ -82,11 +83,8 @@ def _findings(results: Results) -> str:
         )
     return (
         "<h2>What was looked for, and what was found</h2><p>Claims of the two papers, looked for in these models. "
-        "A claim is "
-        "called found where the interval of what it says leaves out zero on its side, not found where it leaves "
-        "out zero on "
-        "the other side, or holds nothing but small effects, and undecided else. It is about these models and this "
-        "data.</p>"
+        "Found: the interval, or the permutation test, leaves out that there is nothing, on the claim's side. Not "
+        "found: on the other side. Undecided: it cannot tell. All of it is about these models and this data.</p>"
         '<div class="scroll"><table><thead><tr><th>claim</th><th></th><th>evidence</th></tr></thead><tbody>'
         + "".join(rows)
         + "</tbody></table></div>"
@@ -131,15 +129,7 @@ def _insides(results: Results) -> str:
 
 def _answers(results: Results) -> str:
     kinds = results["data"]["kinds"]
-    head = [
-        "group",
-        "accuracy",
-        *(f"accuracy, {kind}" for kind in kinds),
-        "PM",
-        *(f"PM, {kind}" for kind in kinds),
-        "ambiguity",
-        "discrepancy",
-    ]
+    head = ["group", "accuracy", *(f"accuracy, {kind}" for kind in kinds), "PM", *(f"PM, {kind}" for kind in kinds)]
     rows = [
         [
             group["name"],
@@ -152,45 +142,34 @@ def _answers(results: Results) -> str:
         ]
         for group in results["groups"]
     ]
+    head += ["ambiguity", "discrepancy"]
+    panels: list[Panel] = [
+        (pictures.pm_bars, "PM of each group on the test set and on its shifted versions, with intervals over models."),
+        (pictures.pm_by_strength, "PM and accuracy as the test images move away from the training images."),
+    ]
+    if any(row["image"] is not None for row in results["contested"]):
+        caption = "Test images on which all models differ most; in brackets, how many of them say so."
+        panels.append((pictures.contested_images, caption))
     return (
-        f"<h2>How different are the answers?</h2><p>PM is the {text(results['predictive']['explanation'])}. "
-        "Ambiguity is the share of i.i.d. "
-        "test images on which a model of the group answers otherwise than its best one; discrepancy, how much of "
-        "them the "
-        "most different single model changes.</p>"
-        + grid(
-            results,
-            (
-                pictures.pm_bars,
-                "PM of each group on the test set and on its shifted versions, with intervals over models.",
-            ),
-            (
-                pictures.pm_by_strength,
-                "Answers scatter more, and are right less often, as the test images move away from the training "
-                "images.",
-            ),
-        )
+        "<h2>How different are the answers?</h2><p>PM is the "
+        f"{text(results['predictive']['explanation'])}. Ambiguity is the share of i.i.d. test images on which a model "
+        "of the group answers otherwise than its best one; discrepancy, how many the most different single model "
+        "answers otherwise.</p>"
+        + grid(results, *panels)
         + table(head, rows, numbers=tuple(range(1, len(head))))
         + _contested(results)
     )
 
 
 def _contested(results: Results) -> str:
-    rows = results.get("contested") or []
-    if not rows:
-        return ""
+    rows = [
+        [str(row["row"]), row["label"], row["answers"], digits(row["pm"], 3), percent(row["confidence"])]
+        for row in results["contested"]
+    ]
     return (
-        "<details><summary>Images on which equally good models differ most</summary><p>By the variance of their "
-        "probabilities over all models, on the i.i.d. test set; what each answer is worth: the number of models "
-        "that give it.</p>"
-        + table(
-            ["image", "label", "answers (models)", "PM", "mean confidence"],
-            [
-                [str(row["row"]), row["label"], row["answers"], digits(row["pm"], 3), percent(row["confidence"])]
-                for row in rows
-            ],
-            numbers=(0, 3, 4),
-        )
+        "<details><summary>Test images on which all models differ most</summary><p>By the variance of their calibrated "
+        "probabilities.</p>"
+        + table(["image", "label", "answers (models)", "PM", "mean confidence"], rows, numbers=(0, 3, 4))
         + "</details>"
     )
 
@@ -267,7 +246,7 @@ def _knowledge(results: Results) -> str:
         ]
         for rung in rungs
     ]
-    panels: list[tuple[Callable[[Results], Figure], str]] = [
+    panels: list[Panel] = [
         (
             feature_pictures.ladder,
             "From pairs that differ by their seed only to pairs that differ by more and more. Dots: pairs; black: "
