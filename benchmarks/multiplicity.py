@@ -60,7 +60,7 @@ def run_multiplicity(
 ) -> dict[str, Any]:
     """Run every model once; again with its scores taken and saved; then compare all pairs of models from the files."""
     import streamcca as sc
-    from streamcca.multiplicity.representational import MEMORY, representational_multiplicity
+    from streamcca.multiplicity.insides.representational import MEMORY, representational_multiplicity
 
     layers = [str(stage) for stage in range(len(_STAGES))]
     batches = list(_images(images).split(100))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from streamcca.multiplicity.data import load_data
-from streamcca.multiplicity.shifts import SHIFTS, shifted
+from streamcca.multiplicity.images.data_sets import load_data
+from streamcca.multiplicity.images.shifts import SHIFTS, shifted
 
 
 def draw(path: Path, seed: int = 0) -> None:

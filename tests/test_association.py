@@ -12,10 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streamcca as sc
-from streamcca.multiplicity.association import associate
-from streamcca.multiplicity.coefficients import COEFFICIENTS, correlation, correlations_of_rows, weighted_correlations
-from streamcca.multiplicity.permutations import mantel, permutation_test
-from streamcca.multiplicity.resampling import (
+from streamcca.multiplicity.relation.association import associate
+from streamcca.multiplicity.relation.coefficients import (
+    COEFFICIENTS,
+    correlation,
+    correlations_of_rows,
+    weighted_correlations,
+)
+from streamcca.multiplicity.relation.permutations import mantel, permutation_test
+from streamcca.multiplicity.relation.resampling import (
     Estimate,
     jackknife,
     model_weights,
@@ -168,8 +173,8 @@ def test_weighted_coefficients_are_scipys_of_repeated_pairs(name, ties, monkeypa
         count = row[pairs[:, 0]] * row[pairs[:, 1]]
         want = SCIPY[name](np.repeat(a, count), np.repeat(b, count)).statistic
         assert value == pytest.approx(want, rel=1e-9, abs=1e-12)
-    monkeypatch.setattr("streamcca.multiplicity.coefficients._SIGNS", 3)
-    monkeypatch.setattr("streamcca.multiplicity.coefficients._CHUNK", 100)
+    monkeypatch.setattr("streamcca.multiplicity.relation.coefficients._SIGNS", 3)
+    monkeypatch.setattr("streamcca.multiplicity.relation.coefficients._CHUNK", 100)
     np.testing.assert_allclose(weighted_correlations(name, a, b, w, pairs), got, rtol=1e-9, atol=1e-12)
 
 

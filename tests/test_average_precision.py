@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcca import errors
-from streamcca.multiplicity.average_precision import average_precision
+from streamcca.multiplicity.answers.average_precision import average_precision
 
 
 def eleven_points(truth, scores):

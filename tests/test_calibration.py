@@ -13,8 +13,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from streamcca import errors
-from streamcca.multiplicity.calibration import brier_score, expected_calibration_error, temperature_scaling
-from streamcca.multiplicity.predictions import Predictions, save_logits
+from streamcca.multiplicity.answers.calibration import brier_score, expected_calibration_error, temperature_scaling
+from streamcca.multiplicity.answers.predictions import Predictions, save_logits
 
 
 def answers(n=400, classes=5, scale=3.0, seed=0):
@@ -160,7 +160,7 @@ def test_logits_that_say_nothing_keep_their_temperature():
 def test_rows_beyond_one_block_count(monkeypatch):
     logits, labels = answers(300, 4)
     whole = temperature_scaling(logits, labels)
-    monkeypatch.setattr("streamcca.multiplicity.calibration._BLOCK_BYTES", 8 * 4 * 7)
+    monkeypatch.setattr("streamcca.multiplicity.answers.calibration._BLOCK_BYTES", 8 * 4 * 7)
     parts = temperature_scaling(logits, labels)
     for key in ("temperature", "nll_before", "nll_after", "brier_after", "ece_before", "ece_after", "accuracy"):
         assert getattr(parts, key) == pytest.approx(getattr(whole, key), rel=1e-9), key

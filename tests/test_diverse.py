@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from streamcca import Moments
 from streamcca.errors import AccuracyWarning, InputError, NonFiniteError
-from streamcca.multiplicity.diverse import ORDERS, diversity_order
-from streamcca.multiplicity.feature_curve import _first_at, _needed_interval, features_needed
-from streamcca.multiplicity.probe import linear_probe
+from streamcca.multiplicity.features.diverse import ORDERS, diversity_order
+from streamcca.multiplicity.features.feature_curve import _first_at, _needed_interval, features_needed
+from streamcca.multiplicity.features.probe import linear_probe
 
 P, Q = 5, 8
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
 from streamcca import errors
-from streamcca.multiplicity.ensembles import all_pair_ensembles, greedy_ensemble, pair_ensemble
-from streamcca.multiplicity.inconsistency import error_inconsistency
-from streamcca.multiplicity.predictions import Predictions, block_kind
+from streamcca.multiplicity.answers.ensembles import all_pair_ensembles, greedy_ensemble, pair_ensemble
+from streamcca.multiplicity.answers.inconsistency import error_inconsistency
+from streamcca.multiplicity.answers.predictions import Predictions, block_kind
 
 RULES = ("probability", "logit", "geometric")
 TEMPERATURES = np.array([0.7, 1.0, 1.6, 2.5, 4.0, 1.2, 0.9])

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcca import errors
-from streamcca.multiplicity.inconsistency import OUTCOMES, error_inconsistency, specialization
-from streamcca.multiplicity.intervals import percentiles, wilson
+from streamcca.multiplicity.answers.inconsistency import OUTCOMES, error_inconsistency, specialization
+from streamcca.multiplicity.answers.intervals import percentiles, wilson
 
 booleans = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 

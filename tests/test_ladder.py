@@ -11,10 +11,10 @@ from scipy import stats
 
 import streamcca as sc
 import streamcca.multiplicity as mm
-from streamcca.multiplicity.methods import Method
-from streamcca.multiplicity.models import StudyModel, TrainedFile
-from streamcca.multiplicity.rungs import chosen_pairs, ladder_pairs
-from streamcca.multiplicity.tasks import Task, run_tasks, stable_hash
+from streamcca.multiplicity.models.methods import Method
+from streamcca.multiplicity.models.sources import StudyModel, TrainedFile
+from streamcca.multiplicity.study.rungs import chosen_pairs, ladder_pairs
+from streamcca.multiplicity.study.tasks import Task, run_tasks, stable_hash
 
 
 def symmetric(rng, models):

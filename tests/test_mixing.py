@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcca.errors import AccuracyWarning, InputError
-from streamcca.multiplicity.features import Features
-from streamcca.multiplicity.mixing import SHARES, feature_mixing, mix_features
-from streamcca.multiplicity.probe import linear_probe
-from streamcca.multiplicity.probe_intervals import accuracy_estimate, crossed_mean, difference_estimate
-from streamcca.multiplicity.stacked import _counted, stacked_probe
+from streamcca.multiplicity.features.blocks import Features
+from streamcca.multiplicity.features.mixing import SHARES, feature_mixing, mix_features
+from streamcca.multiplicity.features.probe import linear_probe
+from streamcca.multiplicity.features.probe_intervals import accuracy_estimate, crossed_mean, difference_estimate
+from streamcca.multiplicity.features.stacked import _counted, stacked_probe
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 
 import streamcca as sc
 from streamcca.errors import InputError
-from streamcca.multiplicity.augment import augmented
-from streamcca.multiplicity.nets import make_net, watched_layers
+from streamcca.multiplicity.models.augment import augmented
+from streamcca.multiplicity.models.nets import make_net, watched_layers
 
 ARCHITECTURES = ("mlp", "convnet", "resnet", "vit")
 SHAPES = ((1, 8, 8), (3, 32, 32), (3, 9, 13), (3, 64, 64), (1, 4, 4))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.special import lambertw, softmax
 
 from streamcca import errors, store
-from streamcca.multiplicity.predictions import Predictions, save_logits, saved_sets, vote_counts
+from streamcca.multiplicity.answers.predictions import Predictions, save_logits, saved_sets, vote_counts
 
 
 def random_logits(models=3, n=50, classes=5, seed=0, spread=3.0):

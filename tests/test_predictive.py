@@ -16,14 +16,14 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from streamcca import errors
-from streamcca.multiplicity.predictions import Predictions, save_logits
-from streamcca.multiplicity.predictive import (
+from streamcca.multiplicity.answers.predictions import Predictions, save_logits
+from streamcca.multiplicity.answers.predictive import (
     contested_rows,
     disagreements,
     error_inconsistencies,
     predictive_multiplicity,
 )
-from streamcca.multiplicity.row_means import RowMeans
+from streamcca.multiplicity.answers.row_means import RowMeans
 
 MEANS = ("probability_variance", "top_variance", "vote_variance", "disagreement", "jensen_shannon", "any_ambiguity")
 AGAINST = ("ambiguity", "discrepancy", "churn", "churn_of_correct")
@@ -247,7 +247,7 @@ def test_pair_matrices_against_numpy(models, n, seed):
 
 
 def test_pair_matrices_count_every_row_of_several_products(monkeypatch):
-    monkeypatch.setattr("streamcca.multiplicity.predictive._PRODUCT_ROWS", 7)
+    monkeypatch.setattr("streamcca.multiplicity.answers.predictive._PRODUCT_ROWS", 7)
     logits, labels = group(4, 50)
     p = Predictions.of_logits(logits, labels)
     correct = p.correct

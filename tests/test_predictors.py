@@ -13,8 +13,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
 import streamcca as sc
-from streamcca.multiplicity.finite_sample import finite_sample_models
-from streamcca.multiplicity.predictors import foretell, foretelling_curves, left_out_r2
+from streamcca.multiplicity.insides.finite_sample import finite_sample_models
+from streamcca.multiplicity.relation.predictors import foretell, foretelling_curves, left_out_r2
 
 
 def data(groups=7, seed=0, noise=0.3):

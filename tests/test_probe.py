@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from streamcca import _memory
 from streamcca.errors import AccuracyWarning, DTypeError, InputError, NonFiniteError
-from streamcca.multiplicity.features import Features, column_statistics
-from streamcca.multiplicity.probe import GRID, KORNBLITH_GRID, fit_probe, linear_probe
-from streamcca.multiplicity.probe_fit import Fit
-from streamcca.multiplicity.probe_labels import held_out
+from streamcca.multiplicity.features.blocks import Features, column_statistics
+from streamcca.multiplicity.features.probe import GRID, KORNBLITH_GRID, fit_probe, linear_probe
+from streamcca.multiplicity.features.probe_fit import Fit
+from streamcca.multiplicity.features.probe_labels import held_out
 
 
 def rows_and_labels(n=300, d=7, classes=4, seed=0, noise=1.0):

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 import streamcca as sc
-from streamcca.multiplicity.finite_sample import finite_sample_rows
-from streamcca.multiplicity.representational import representational_multiplicity
-from streamcca.multiplicity.resampling import jackknife, pair_mean, pairs_within
-from streamcca.multiplicity.score_blocks import ScoreBlocks
+from streamcca.multiplicity.insides.finite_sample import finite_sample_rows
+from streamcca.multiplicity.insides.representational import representational_multiplicity
+from streamcca.multiplicity.insides.score_blocks import ScoreBlocks
+from streamcca.multiplicity.relation.resampling import jackknife, pair_mean, pairs_within
 from streamcca.pairing import correlate
 
 GROUPS = {"a": ["a0", "a1", "a2"], "b": ["b0", "b1"], "c": ["c0"]}

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import strategies as st
 
 from streamcca.errors import DTypeError, InputError, NonFiniteError
-from streamcca.multiplicity import shifts
-from streamcca.multiplicity.data import load_data
-from streamcca.multiplicity.shifts import SHIFTS, shifted
+from streamcca.multiplicity.images import shifts
+from streamcca.multiplicity.images.data_sets import load_data
+from streamcca.multiplicity.images.shifts import SHIFTS, shifted
 
 KINDS = list(SHIFTS)
 EPS32 = np.finfo(np.float32).eps
@@ -117,7 +117,7 @@ def test_kinds_draw_apart():
 def test_the_same_bits_in_another_process():
     """No hash of Python's, which differs by process, decides a draw."""
     code = (
-        "import numpy as np; from streamcca.multiplicity.shifts import *; "
+        "import numpy as np; from streamcca.multiplicity.images.shifts import *; "
         "x = np.linspace(0, 1, 192, dtype=np.float32).reshape(2, 1, 8, 12); "
         "import json; print(json.dumps([float(shifted(x, k, 2, 3).astype(float).sum()).hex() for k in SHIFTS]))"
     )

@@ -18,7 +18,7 @@ import pytest
 
 import streamcca as sc
 import streamcca.multiplicity as mm
-from streamcca.multiplicity.logit_files import save_logits
+from streamcca.multiplicity.answers.logit_files import save_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore::streamcca.StreamCCAWarning")
 SETTINGS = """
@@ -118,7 +118,7 @@ def test_predictive_multiplicity_is_that_of_the_models(study):
     """Asked again here, from the weights: the answers, their variance, accuracy and ensembles."""
     import torch
 
-    from streamcca.multiplicity.training import load_model
+    from streamcca.multiplicity.models.training import load_model
 
     data = mm.load_data("digits", test_share=0.4)
     images = torch.from_numpy(data.test.images)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamcca.errors import DTypeError, InputError, MissingFileError, NonFiniteError, StateFileError
-from streamcca.multiplicity import image_files
-from streamcca.multiplicity.data import DataSet, ImageSet, load_data, noisy_labels, subset
-from streamcca.multiplicity.splits import _shares, split_rows
+from streamcca.multiplicity.images import image_files
+from streamcca.multiplicity.images.data_sets import DataSet, ImageSet, load_data, noisy_labels, subset
+from streamcca.multiplicity.images.splits import _shares, split_rows
 
 # --- digits, splits, shares ---
 
@@ -65,7 +65,7 @@ def test_loading_is_deterministic_and_seeded(digits):
 
 def test_the_split_of_digits_is_pinned(digits):
     """Studies of different days are about the same rows; NumPy's permutation decides them."""
-    code = "from streamcca.multiplicity.data import load_data; print(load_data().fingerprint)"
+    code = "from streamcca.multiplicity.images.data_sets import load_data; print(load_data().fingerprint)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == digits.fingerprint
     assert digits.fingerprint == "b6b1f3daf484a3860eaec30df987a72d3b7afc177b30b6b180969c7c7652c68c"
@@ -764,7 +764,7 @@ def test_torchvision_without_its_files(torchvision, name, place):
 def test_nothing_heavy_is_imported():
     """The modules alone need NumPy; the rest is imported where it is used."""
     code = (
-        "import sys; from streamcca.multiplicity import data, image_files, shifts, splits; "
+        "import sys; from streamcca.multiplicity.images import data_sets, image_files, shifts, splits; "
         "print([m for m in ('torch', 'sklearn', 'PIL', 'torchvision', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,9 +15,10 @@ from torch import nn
 
 import streamcca as sc
 from streamcca.errors import DTypeError, InputError, LayerError, MissingFileError, NonFiniteError, StateFileError
-from streamcca.multiplicity.capture import Batches
-from streamcca.multiplicity.methods import Method, distance_on_ladder
-from streamcca.multiplicity.models import (
+from streamcca.multiplicity.models.capture import Batches
+from streamcca.multiplicity.models.methods import Method, distance_on_ladder
+from streamcca.multiplicity.models.nets import make_net, watched_layers
+from streamcca.multiplicity.models.sources import (
     Captured,
     Factory,
     HuggingFace,
@@ -30,8 +31,7 @@ from streamcca.multiplicity.models import (
     models_from,
     trained_model,
 )
-from streamcca.multiplicity.nets import make_net, watched_layers
-from streamcca.multiplicity.training import train
+from streamcca.multiplicity.models.training import train
 
 
 @pytest.fixture

@@ -25,10 +25,10 @@ from streamcca.errors import (
     StateFileError,
     StreamCCAWarning,
 )
-from streamcca.multiplicity import augment, loop, training
-from streamcca.multiplicity.contrastive import nt_xent
-from streamcca.multiplicity.methods import LADDER, SOURCES, Method, derived_seed, distance_on_ladder
-from streamcca.multiplicity.training import (
+from streamcca.multiplicity.models import augment, loop, training
+from streamcca.multiplicity.models.contrastive import nt_xent
+from streamcca.multiplicity.models.methods import LADDER, SOURCES, Method, derived_seed, distance_on_ladder
+from streamcca.multiplicity.models.training import (
     Trained,
     fingerprint_of,
     load_model,
@@ -37,7 +37,7 @@ from streamcca.multiplicity.training import (
     training_rows,
     untrained_model,
 )
-from streamcca.multiplicity.weights import MODEL_FORMAT, same_tensors
+from streamcca.multiplicity.models.weights import MODEL_FORMAT, same_tensors
 
 TRAIN = 1000
 
@@ -395,8 +395,8 @@ def test_killed_at_every_step(few, tmp_path, framework):
 SCRIPT = """
 import sys
 import numpy as np
-from streamcca.multiplicity.methods import Method
-from streamcca.multiplicity.training import train
+from streamcca.multiplicity.models.methods import Method
+from streamcca.multiplicity.models.training import train
 
 if __name__ == "__main__":
     with np.load(sys.argv[1]) as data:
@@ -433,8 +433,9 @@ def test_killed_by_the_system(few, tmp_path):
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = (
-        "import sys, streamcca.multiplicity.models, streamcca.multiplicity.training, "
-        "streamcca.multiplicity.contrastive; print({'torch', 'transformers', 'timm', 'sklearn'} & set(sys.modules))"
+        "import sys, streamcca.multiplicity.models.sources, streamcca.multiplicity.models.training, "
+        "streamcca.multiplicity.models.contrastive; "
+        "print({'torch', 'transformers', 'timm', 'sklearn'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
@@ -547,7 +548,7 @@ def test_file_says_what_it_holds(few, tmp_path):
 def test_other_checkpoint_readers_can_load_it(few, tmp_path):
     """streamcca.compare(checkpoints=...) reads any safetensors file."""
     from streamcca.many import load_checkpoint
-    from streamcca.multiplicity.nets import make_net
+    from streamcca.multiplicity.models.nets import make_net
 
     train(method(architecture="resnet"), 3, *few, tmp_path / "m.safetensors", classes=10)
     net = make_net("resnet", shape=(1, 8, 8), classes=10, width=4, depth=2).eval()

@@ -275,8 +275,8 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from streamcca.multiplicity.config import example
-    from streamcca.multiplicity.study import run_study
+    from streamcca.multiplicity.study.config import example
+    from streamcca.multiplicity.study.run import run_study
 
     if args.example:
         print(example(), end="")

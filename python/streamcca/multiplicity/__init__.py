@@ -3,42 +3,42 @@
 `run_study` carries a whole study out (``streamcca study`` on the command line); everything that it uses is here, too.
 """
 
-from streamcca.multiplicity.association import Association, associate
-from streamcca.multiplicity.average_precision import AveragePrecision, average_precision
-from streamcca.multiplicity.calibration import TemperatureScaling, temperature_scaling
-from streamcca.multiplicity.config import StudyConfig
-from streamcca.multiplicity.contested import ContestedRows, contested_rows
-from streamcca.multiplicity.data import DataSet, ImageSet, load_data
-from streamcca.multiplicity.diverse import ORDERS, diversity_order
-from streamcca.multiplicity.ensembles import AllPairEnsembles, PairEnsemble, all_pair_ensembles, pair_ensemble
-from streamcca.multiplicity.feature_curve import FeatureCurve, features_needed
-from streamcca.multiplicity.finite_sample import FiniteSample, finite_sample_models, finite_sample_rows
-from streamcca.multiplicity.greedy import GreedyEnsemble, greedy_ensemble
-from streamcca.multiplicity.inconsistency import (
+from streamcca.multiplicity.answers.average_precision import AveragePrecision, average_precision
+from streamcca.multiplicity.answers.calibration import TemperatureScaling, temperature_scaling
+from streamcca.multiplicity.answers.contested import ContestedRows, contested_rows
+from streamcca.multiplicity.answers.ensembles import AllPairEnsembles, PairEnsemble, all_pair_ensembles, pair_ensemble
+from streamcca.multiplicity.answers.greedy import GreedyEnsemble, greedy_ensemble
+from streamcca.multiplicity.answers.inconsistency import (
     ErrorInconsistency,
     Specialization,
     error_inconsistency,
     specialization,
 )
-from streamcca.multiplicity.ladder import AlongLadder, along_ladder
-from streamcca.multiplicity.logit_files import save_logits
-from streamcca.multiplicity.methods import Method, distance_on_ladder
-from streamcca.multiplicity.mixing import FeatureMixing, feature_mixing
-from streamcca.multiplicity.predictions import Predictions
-from streamcca.multiplicity.predictive import (
+from streamcca.multiplicity.answers.logit_files import save_logits
+from streamcca.multiplicity.answers.predictions import Predictions
+from streamcca.multiplicity.answers.predictive import (
     PredictiveMultiplicity,
     disagreements,
     error_inconsistencies,
     predictive_multiplicity,
     probability_distances,
 )
-from streamcca.multiplicity.predictors import Foretold, foretell, foretelling_curves
-from streamcca.multiplicity.probe import LinearProbe, linear_probe
-from streamcca.multiplicity.representational import representational_multiplicity
-from streamcca.multiplicity.rm_result import RepresentationalMultiplicity
-from streamcca.multiplicity.shifts import SHIFTS, shifted
-from streamcca.multiplicity.stacked import StackedProbe, stacked_probe
-from streamcca.multiplicity.study import Study, run_study
+from streamcca.multiplicity.features.diverse import ORDERS, diversity_order
+from streamcca.multiplicity.features.feature_curve import FeatureCurve, features_needed
+from streamcca.multiplicity.features.mixing import FeatureMixing, feature_mixing
+from streamcca.multiplicity.features.probe import LinearProbe, linear_probe
+from streamcca.multiplicity.features.stacked import StackedProbe, stacked_probe
+from streamcca.multiplicity.images.data_sets import DataSet, ImageSet, load_data
+from streamcca.multiplicity.images.shifts import SHIFTS, shifted
+from streamcca.multiplicity.insides.finite_sample import FiniteSample, finite_sample_models, finite_sample_rows
+from streamcca.multiplicity.insides.representational import representational_multiplicity
+from streamcca.multiplicity.insides.rm_result import RepresentationalMultiplicity
+from streamcca.multiplicity.models.methods import Method, distance_on_ladder
+from streamcca.multiplicity.relation.association import Association, associate
+from streamcca.multiplicity.relation.ladder import AlongLadder, along_ladder
+from streamcca.multiplicity.relation.predictors import Foretold, foretell, foretelling_curves
+from streamcca.multiplicity.study.config import StudyConfig
+from streamcca.multiplicity.study.run import Study, run_study
 
 __all__ = [
     # a whole study

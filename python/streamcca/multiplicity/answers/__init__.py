@@ -1,0 +1,1 @@
+"""What models answer: logits, predictive multiplicity, calibration, errors, ensembles."""

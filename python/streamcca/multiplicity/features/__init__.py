@@ -1,0 +1,1 @@
+"""What can be read off models' features: linear probes, mixtures, diversity."""

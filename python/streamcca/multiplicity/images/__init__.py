@@ -1,0 +1,1 @@
+"""Images with labels, and their shifted versions."""

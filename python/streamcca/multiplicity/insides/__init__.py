@@ -1,0 +1,1 @@
+"""How different the insides of models are: representational multiplicity."""

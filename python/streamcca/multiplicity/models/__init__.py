@@ -1,0 +1,1 @@
+"""Models of a study: small nets, their training, and models from elsewhere."""

@@ -1,0 +1,1 @@
+"""What one quantity of models tells about another, with intervals over models."""

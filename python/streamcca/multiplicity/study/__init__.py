@@ -1,0 +1,1 @@
+"""A whole study: settings, tasks that resume, results, report."""

@@ -1,0 +1,180 @@
+"""The claims of both papers, looked for in a study: found, not found or undecided, with the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamcca._backend import FloatArray
+from streamcca.multiplicity.relation.resampling import jackknife, pair_mean, pairs_within
+from streamcca.multiplicity.study.origins import DISENTANGLING, NO_ONE
+
+if TYPE_CHECKING:
+    from streamcca.multiplicity.study.assemble import Answers
+
+Results = Mapping[str, Any]
+FOUND, NOT_FOUND, UNDECIDED = "found", "not found", "undecided"
+
+
+def findings(results: Results, answers: Answers) -> list[dict[str, Any]]:
+    """Return each claim with its source, verdict and evidence."""
+    ladder = results["ladder"]["trends"]
+    found = [_methods_differ(answers)]
+    for which, title in (("iid", "i.i.d."), ("ood", "out of distribution")):
+        if which in results["association"]:
+            found.append(_correlated(results, which, title))
+    found += [
+        _foretold(results, target) for target in dict.fromkeys(row["target"] for row in results["predictors"]["table"])
+    ]
+    for quantity, claim, source in (
+        ("distance", "insides are the more different, the more differently models were trained", "ours"),
+        ("error_inconsistency", "error inconsistency rises along the ladder", NO_ONE),
+        ("improvement_mean", "ensembles gain more along the ladder", NO_ONE),
+        ("conversion", "the conversion rate rises along the ladder", NO_ONE),
+    ):
+        found.append(_trend(claim, ladder[quantity], source, rises=True))
+    found.append(_gain_with_inconsistency(results))
+    if results["features_needed"]["along"]:
+        claim = "features of more differently trained models: fewer are needed for the same accuracy"
+        found.append(_trend(claim, results["features_needed"]["along"], NO_ONE, rises=False, digits=1))
+    if results["mixing"]["gain"]:
+        claim = "mixed features of more differently trained models gain more over the line between both"
+        found.append(_trend(claim, results["mixing"]["gain"], NO_ONE, rises=True))
+    if results["stacked"]["along"]:
+        claim = "another task gains more from the features of more differently trained models"
+        found.append(_trend(claim, results["stacked"]["along"], NO_ONE, rises=True))
+    return found
+
+
+def _finding(claim: str, source: str, verdict: str, evidence: str) -> dict[str, Any]:
+    return {"claim": claim, "source": source, "verdict": verdict, "evidence": evidence}
+
+
+def _methods_differ(answers: Answers) -> dict[str, Any]:
+    """Compare the RM of every group with that of the base group, with intervals that hold for all together."""
+    claim = "training methods differ in the representational multiplicity that they leave"
+    base = answers.groups[answers.config.base]
+    others = {name: group for name, group in answers.groups.items() if name != answers.config.base and len(group) > 1}
+    if len(base) < 2 or not others:
+        return _finding(claim, DISENTANGLING, UNDECIDED, "one group with two models is all there is")
+    level = 1 - (1 - answers.level) / len(others)
+    apart, values = [], {answers.config.base: _mean(answers.distance, base)}
+    for name, group in others.items():
+        value, low_end, high_end = _difference(answers.distance, group, base, level)
+        values[name] = _mean(answers.distance, group)
+        if low_end is not None and high_end is not None and (low_end > 0 or high_end < 0):
+            apart.append(f"{name} {value:+.3f}")
+    low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+    evidence = (
+        f"RM from {values[low]:.3f} ({low}) to {values[high]:.3f} ({high}); {len(apart)} of {len(others)} groups "
+        "differ from "
+        f"{answers.config.base!r} (intervals of {answers.level:.0%} for all together)"
+        + (f": {', '.join(apart)}" if apart else "")
+    )
+    return _finding(claim, DISENTANGLING, FOUND if apart else UNDECIDED, evidence)
+
+
+def _mean(matrix: FloatArray, group: list[int]) -> float:
+    return float(pair_mean(matrix, np.ones((1, len(matrix))), pairs_within(group))[0])
+
+
+def _difference(
+    matrix: FloatArray, group: list[int], base: list[int], level: float
+) -> tuple[float, float | None, float | None]:
+    def statistic(weights: FloatArray) -> FloatArray:
+        change: FloatArray = pair_mean(matrix, weights, pairs_within(group)) - pair_mean(
+            matrix, weights, pairs_within(base)
+        )
+        return change[:, None]
+
+    found = jackknife(statistic, [group, base], len(matrix), level)[0]
+    return float(found.value or 0.0), found.low, found.high
+
+
+def _correlated(results: Results, which: str, title: str) -> dict[str, Any]:
+    """Read the correlation over groups: the methods are the sample, so the verdict is the permutation test's."""
+    found = results["association"][which]
+    groups, level = found["groups"], results["settings"]["statistics"]["level"]
+    value, p = groups["pearson"]["value"], groups["test"]["p"]
+    claim = f"groups with more RM have more PM ({title})"
+    if value is None or p is None:
+        return _finding(claim, DISENTANGLING, UNDECIDED, groups["pearson"]["reason"] or groups["test"]["reason"])
+    verdict = UNDECIDED if p > 1 - level else FOUND if value > 0 else NOT_FOUND
+    spearman = groups["spearman"]
+    evidence = (
+        f"{groups['points']} groups: Pearson {value:+.2f}{_interval(groups['pearson'])}, Spearman "
+        f"{spearman['value']:+.2f}"
+        f"{_interval(spearman)}, p = {p:.4f}; pairs of models of one group: {_pairs(found['within'])}; all pairs: "
+        f"{_pairs(found['all'])}"
+    )
+    return _finding(claim, DISENTANGLING, verdict, evidence)
+
+
+def _pairs(found: Mapping[str, Any]) -> str:
+    value, p = found["pearson"]["value"], found["test"]["p"]
+    return "-" if value is None else f"{value:+.2f} (Mantel p = {p:.4f})" if p is not None else f"{value:+.2f}"
+
+
+def _foretold(results: Results, target: str) -> dict[str, Any]:
+    rows = [row for row in results["predictors"]["table"] if row["target"] == target]
+    claim = f"RM and PM foretell the {target} of groups that were left out"
+    known = [row for row in rows if row["value"] is not None and row["p"] is not None]
+    if not known:
+        return _finding(claim, DISENTANGLING, UNDECIDED, rows[0]["note"])
+    level = results["settings"]["statistics"]["level"]
+    # Each of the three could be the lucky one.
+    good = [row for row in known if row["value"] > 0 and row["p"] <= (1 - level) / len(known)]
+    told = ", ".join(f"{row['predictor']}: R2 {row['value']:.2f} (p = {row['p']:.4f})" for row in known)
+    return _finding(claim, DISENTANGLING, FOUND if good else UNDECIDED, told)
+
+
+def _trend(claim: str, along: Mapping[str, Any], source: str, rises: bool, digits: int = 3) -> dict[str, Any]:
+    slope = along["slope"]
+    means = ", ".join(
+        f"{rung} {mean['value']:.{digits}f}" for rung, mean in along["means"].items() if mean["value"] is not None
+    )
+    if slope["value"] is None or slope["low"] is None:
+        return _finding(claim, source, UNDECIDED, f"{means}; {slope['reason']}")
+    low, high = (slope["low"], slope["high"]) if rises else (-slope["high"], -slope["low"])
+    verdict = FOUND if low > 0 else NOT_FOUND if high < 0 else UNDECIDED
+    return _finding(
+        claim, source, verdict, f"{means}; {slope['value']:+.{digits + 1}f}{_interval(slope, digits + 1)} a rung"
+    )
+
+
+def _gain_with_inconsistency(results: Results) -> dict[str, Any]:
+    """Correlate the gain of pairs on the ladder with their error inconsistency."""
+    claim = "ensembles of pairs gain the more, the more inconsistent their errors are"
+    pairs = [pair for rung in results["ladder"]["rungs"] for pair in rung["pairs"]]
+    x, y = (
+        np.array([pair[name] for pair in pairs], dtype=np.float64)
+        for name in ("error_inconsistency", "improvement_mean")
+    )
+    if len(x) < 3 or not x.std() or not y.std():
+        return _finding(claim, NO_ONE, UNDECIDED, f"{len(x)} pairs")
+    value = float(np.corrcoef(x, y)[0, 1])
+    names = sorted({name for pair in pairs for name in (pair["base"], pair["other"])})
+    left = []
+    for name in names:  # leaving models out, since pairs share them
+        keep = np.array([name not in (pair["base"], pair["other"]) for pair in pairs])
+        if keep.sum() > 2 and x[keep].std() and y[keep].std():
+            left.append(np.arctanh(np.clip(np.corrcoef(x[keep], y[keep])[0, 1], -1 + 1e-12, 1 - 1e-12)))
+    if len(left) < 3:
+        return _finding(claim, NO_ONE, UNDECIDED, f"{len(x)} pairs of {len(names)} models: Pearson {value:+.2f}")
+    from scipy.special import stdtrit
+
+    m = len(left)
+    error = float(np.sqrt((m - 1) / m * np.sum((np.array(left) - np.mean(left)) ** 2)))
+    half = float(stdtrit(m - 1, (1 + results["settings"]["statistics"]["level"]) / 2)) * error
+    low, high = np.tanh(np.arctanh(value) - half), np.tanh(np.arctanh(value) + half)
+    verdict = FOUND if low > 0 else NOT_FOUND if high < 0 else UNDECIDED
+    evidence = f"Pearson {value:+.2f} ({low:+.2f} to {high:+.2f}, leaving models out) over {len(x)} pairs of {m} models"
+    return _finding(claim, NO_ONE, verdict, evidence)
+
+
+def _interval(found: Mapping[str, Any], digits: int = 2) -> str:
+    if found["low"] is None:
+        return ""
+    return f" ({found['low']:+.{digits}f} to {found['high']:+.{digits}f})"
