@@ -1,4 +1,4 @@
-"""Ensembles that grow by the model that helps most (arXiv 2110.12899."""
+"""Ensembles that grow by the model that helps most (arXiv 2110.12899)."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def greedy_ensemble(
 
     Notes
     -----
-    arXiv 2110.12899, adds models of low accuracy to one of high accuracy until the accuracy falls, and
+    arXiv 2110.12899 adds models of low accuracy to one of high accuracy until the accuracy falls, and
     measures on the rows of the choice. Here the path goes on, as it may rise again, and held-out rows measure it.
 
     Examples

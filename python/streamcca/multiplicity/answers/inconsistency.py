@@ -256,7 +256,7 @@ def specialization(
 
     Notes
     -----
-    arXiv 2110.12899, draws the angle without a formula in the text known to us: this one is ours.
+    arXiv 2110.12899 draws the angle without a formula in the text known to us: this one is ours.
 
     Examples
     --------
