@@ -179,7 +179,7 @@ def format_multiplicity(result: dict[str, Any]) -> str:
         f"{result['file_bytes'] / 2**20:.1f} MiB a file",
         f"  models run once {seconds['forward']:.1f} s, with their scores taken and saved {seconds['scores']:.1f} s, "
         f"all pairs from files {seconds['pairs']:.2f} s",
-        f"  by the time of all cores: {(cores['scores'] + cores['pairs']) / cores['forward']:.3f} times the models alone",
+        f"  by the time of all cores: {(cores['scores'] + cores['pairs']) / cores['forward']:.3f} times the models",
         f"  scores over a plain run, model by model: median {middle:.2f} (quartiles {low:.2f} to {high:.2f}); "
         f"if rows are not kept, in two passes: {result['two_passes']:.2f}",
         "  peak of all pairs, traced: " + ", ".join(f"{peak} MiB of {count} models" for count, peak in mib.items()),
