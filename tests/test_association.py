@@ -325,10 +325,17 @@ def test_what_has_no_answer_says_why():
         assert part.test.p is None
     json.dumps(got.to_dict(), allow_nan=False)
     pairs = associate(distances(6), related(distances(6)), {"a": [0, 1], "b": [2, 3], "c": [4, 5]}, draws=20)
-    assert "2 models" in pairs.groups.spearman.reason
-    alone = associate(distances(6), distances(6), {"a": [0, 1, 2, 3], "b": [4], "c": [5]}, draws=20, permutations=9)
+    # Nothing can be drawn but what there is: the interval is a point, and the reason says why.
+    assert "2 of the 3 models" in pairs.groups.spearman.reason
+    assert pairs.groups.spearman.low == pairs.groups.spearman.high
+    alone = associate(
+        distances(6), related(distances(6)), {"a": [0, 1, 2, 3], "b": [4], "c": [5]}, draws=20, permutations=9
+    )
     assert alone.groups.points == 1
     assert alone.all.points == 15
+    assert "1 of the 3 models" in alone.all.pearson.reason
+    assert alone.within.pearson.reason == ""
+    assert alone.within.pearson.low < alone.within.pearson.high
 
 
 def test_group_pm_given():

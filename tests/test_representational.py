@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import reference
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import streamcca as sc
@@ -42,9 +44,12 @@ def scores_of(model, name="m", rows=None, **options):
     return sc.subspace_scores(model, probe() if rows is None else rows, LAYERS, name=name, **options)
 
 
-@pytest.fixture(scope="module")
+_SCORES = {name: scores_of(net(i), name) for i, name in enumerate(NAMES)}
+
+
+@pytest.fixture
 def many():
-    return {name: scores_of(net(i), name) for i, name in enumerate(NAMES)}
+    return dict(_SCORES)
 
 
 def paired(scores, layer, a, b, measure, **options):
@@ -336,6 +341,21 @@ def test_projections_are_what_pairs_are_formed_from(many):
     cross = x.projections.T @ y.projections / 239
     want = correlate(x.truncated, y.truncated, x.cross_covariance(y), kept=True, measure="svcca")[0]
     assert correlate(x.truncated, y.truncated, cross, kept=True, measure="svcca")[0].mean == want.mean
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(6)), st.integers(1, 40))
+def test_order_of_models_and_budget_change_nothing(order, share):
+    scores = {name: _SCORES[name] for name in (NAMES[i] for i in order)}
+    memory = share * next(iter(scores.values())).nbytes
+    groups = {group: sorted(members, key=list(scores).index) for group, members in GROUPS.items()}
+    groups = {group: groups[group] for group in sorted(groups, key=lambda g: order.index(NAMES.index(GROUPS[g][0])))}
+    got, want = (representational_multiplicity(_SCORES, g, memory=m) for g, m in ((groups, memory), (GROUPS, 1 << 30)))
+    place = [got.names.index(name) for name in NAMES]
+    np.testing.assert_allclose(got.distances[:, place][:, :, place], want.distances, rtol=0, atol=1e-13)
+    for name, group in want.within.items():
+        assert got.within[name].mean.value == pytest.approx(group.mean.value, abs=1e-13)
+    assert got.between_groups("a", "b").excess.value == pytest.approx(want.between["a", "b"].excess.value, abs=1e-13)
 
 
 @pytest.mark.slow

@@ -185,15 +185,15 @@ def associate(
     test: dict[str, Any] = {"coefficient": coefficient, "permutations": permutations, "seed": seed}
     members = np.sort(np.concatenate(list(places.values())))
     within = np.concatenate([pairs_within(group) for group in places.values()])
-    smallest = min(map(len, places.values()))
+    sizes = [len(group) for group in places.values()]
     strata = np.full(len(x), -1)
     for i, group in enumerate(places.values()):
         strata[group] = i
     of_one, of_all = (
         _over_pairs(x, y, pairs, what, weights, level, smallest, mantel(x, y, pairs=pairs, strata=own, **test))
-        for pairs, what, own in (
-            (within, "pairs of models of one group", strata),
-            (pairs_within(members), "pairs of models", np.where(strata < 0, -1, 0)),
+        for pairs, what, own, smallest in (
+            (within, "pairs of models of one group", strata, min((s for s in sizes if s > 1), default=0)),
+            (pairs_within(members), "pairs of models", np.where(strata < 0, -1, 0), min(sizes)),
         )
     )
     over_groups, group_rm, own_pm = _over_groups(x, y, places, group_pm, weights, level, test)
@@ -259,7 +259,7 @@ def _over_pairs(
 
 def _estimate(value: float | None, reason: str, drawn: FloatArray, level: float, smallest: int) -> Estimate:
     finite = drawn[np.isfinite(drawn)]
-    if value is None or len(finite) < 2 or smallest < 2:
+    if value is None or len(finite) < 2:
         return Estimate(value, reason=reason)
     return Estimate(value, *percentile_interval(finite, level), reason)
 
@@ -267,7 +267,7 @@ def _estimate(value: float | None, reason: str, drawn: FloatArray, level: float,
 def _few(smallest: int) -> str:
     if smallest >= _FEWEST:
         return ""
-    return f"the smallest group has {smallest} models, which cannot be resampled; the interval leaves their spread out"
+    return f"the smallest group has {smallest} of the {_FEWEST} models that resampling takes: its spread is left out"
 
 
 def _too_few(values: FloatArray, what: str) -> str:
