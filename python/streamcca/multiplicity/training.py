@@ -147,6 +147,8 @@ def train(
     """
     start = time.monotonic()
     labels = _checked(images, labels, classes)
+    if not checkpoint_seconds >= 0:
+        raise InputError(f"checkpoint_seconds: got {checkpoint_seconds!r}, expected a number of at least 0")
     path, threads = Path(path), checked_threads(threads) or 1
     key = method.key(fingerprint or fingerprint_of(images, labels), seed, study_seed)
     shape, part = images.shape[1:], Path(f"{path}.part")
