@@ -538,6 +538,14 @@ def test_state_is_put_back_after_an_error(few, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_break_in_the_last_step_are_refused(few, tmp_path):
+    """No later loss of the training shows them."""
+    one = method(optimizer="sgd", learning_rate=1e30, epochs=1, batch_size=90)
+    with pytest.raises(NumericError, match="m, seed 0: the loss became .* at the end; lower its learning_rate"):
+        train(one, 0, *few, tmp_path / "new" / "m", classes=10, checkpoint_seconds=0)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 # ---------------------------------------------------------------------- files
 
 

@@ -102,7 +102,7 @@ def train(
     images : ndarray (N, channels, height, width) of float32 in [0, 1]
     labels : ndarray (N,) of integers in [0, classes)
     path : path
-        File of the weights (safetensors), read by `load_model`; ``.part`` lies beside it meanwhile.
+        File of the weights (safetensors), read by `load_model`; ``.part`` lies beside it meanwhile. Its folder is made.
     classes : int
         Number of classes.
     fingerprint : str, optional
@@ -158,6 +158,7 @@ def train(
             part.unlink(missing_ok=True)
             numbers = (there["epochs"], there["train_accuracy"], there["loss"])
             return Trained(str(path), key, *numbers, seconds=time.monotonic() - start, reused=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows, labels = training_rows(method, labels, classes, seed, study_seed)
     training = {"key": key, "shape": list(shape), "classes": classes, "threads": threads}
     with torch_as_needed(threads) as torch:
@@ -170,6 +171,7 @@ def train(
         if not loop.run(phases):
             return None
         accuracy, loss = evaluate(net, x, y)
+        loop.check(loss, "at the end")
         meta = {**training, "method": method.to_dict(), "seed": seed, "study_seed": study_seed, "rows": len(rows)}
         meta |= {"epochs": method.epochs, "train_accuracy": accuracy, "loss": loss}
         write_tensors(path, MODEL_FORMAT, meta, net.state_dict())
