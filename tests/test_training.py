@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import subprocess
 import sys
 import time
@@ -392,6 +393,37 @@ def test_killed_at_every_step(few, tmp_path, framework):
     assert content(left) == content(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_against_a_plain_loop(few, tmp_path, optimizer):
+    """Epochs, orders, batches, the schedule and the optimizer's settings, as the docstrings say, to the bit."""
+    one = method(
+        dropout=0.3, optimizer=optimizer, weight_decay=0.05, learning_rate=0.01, augmentation="noise", epochs=4
+    )
+    train(one, 3, *few, tmp_path / "m", classes=10)
+    net = untrained_model(one, 3, (1, 8, 8), 10).train()
+    images, labels = map(torch.from_numpy, few)
+    settings = {"lr": 0.01, "weight_decay": 0.05}
+    optimizers = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    if optimizer == "sgd":
+        settings |= {"momentum": 0.9, "nesterov": True}
+    plain = optimizers[optimizer](net.parameters(), **settings)
+    step, threads = 0, torch.get_num_threads()
+    torch.set_num_threads(1)
+    for epoch in range(4):
+        order = np.random.Generator(np.random.PCG64(derived_seed("order", "member", 3, epoch))).permutation(90)
+        for batch in np.array_split(order, 6):
+            rise = (step + 1) / 1 if step < 1 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 23))
+            plain.param_groups[0]["lr"] = 0.01 * rise
+            changed = augment.augmented(images[batch], "noise", derived_seed("augmentation", "member", 3, epoch, step))
+            torch.manual_seed(derived_seed("dropout", "member", 3, epoch, step))
+            plain.zero_grad()
+            torch.nn.functional.cross_entropy(net(changed), labels[batch]).backward()
+            plain.step()
+            step += 1
+    torch.set_num_threads(threads)
+    assert same_tensors(net.state_dict(), load_model(tmp_path / "m").state_dict())
+
+
 SCRIPT = """
 import sys
 import numpy as np
@@ -507,6 +539,14 @@ def test_state_is_put_back_after_an_error(few, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_break_in_the_last_step_are_refused(few, tmp_path):
+    """No later loss of the training shows them."""
+    one = method(optimizer="sgd", learning_rate=1e30, epochs=1, batch_size=90)
+    with pytest.raises(NumericError, match="m, seed 0: the loss became .* at the end; lower its learning_rate"):
+        train(one, 0, *few, tmp_path / "new" / "m", classes=10, checkpoint_seconds=0)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 # ---------------------------------------------------------------------- files
 
 
@@ -594,6 +634,10 @@ def test_wrong_data_are_refused(few, tmp_path):
     for kind, message, x, y in wrong:
         with pytest.raises(kind, match=message):
             train(method(), 0, x, y, path, classes=10)
+    with pytest.raises(InputError, match="checkpoint_seconds: got nan"):
+        train(method(), 0, images, labels, path, classes=10, checkpoint_seconds=float("nan"))
+    with pytest.raises(InputError, match="threads: got 0"):
+        train(method(), 0, images, labels, path, classes=10, threads=0)
     assert not list(tmp_path.iterdir())
 
 

@@ -133,7 +133,7 @@ class Loop:
                     group["lr"] = phase.learning_rate * schedule(step, total)
                 optimizer.zero_grad()
                 loss = phase.loss(torch.from_numpy(batch), epoch, step)
-                self._check(float(loss.detach()), epoch, step - epoch * batches)
+                self.check(float(loss.detach()), f"in step {step - epoch * batches} of epoch {epoch}")
                 loss.backward()
                 optimizer.step()
                 step += 1
@@ -142,12 +142,16 @@ class Loop:
             bar.update(1)
         return True
 
-    def _check(self, loss: float, epoch: int, step: int) -> None:
+    def check(self, loss: float, when: str) -> None:
+        """Refuse a loss that is not finite, and leave no checkpoint.
+
+        Raises
+        ------
+        NumericError
+        """
         if not math.isfinite(loss):
             self._part.unlink(missing_ok=True)
-            raise NumericError(
-                f"{self._about}: the loss became {loss} in step {step} of epoch {epoch}; lower its learning_rate"
-            )
+            raise NumericError(f"{self._about}: the loss became {loss} {when}; lower its learning_rate")
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         if not self._part.exists():

@@ -102,7 +102,7 @@ def train(
     images : ndarray (N, channels, height, width) of float32 in [0, 1]
     labels : ndarray (N,) of integers in [0, classes)
     path : path
-        File of the weights (safetensors), read by `load_model`; ``.part`` lies beside it meanwhile.
+        File of the weights (safetensors), read by `load_model`; ``.part`` lies beside it meanwhile. Its folder is made.
     classes : int
         Number of classes.
     fingerprint : str, optional
@@ -147,6 +147,8 @@ def train(
     """
     start = time.monotonic()
     labels = _checked(images, labels, classes)
+    if not checkpoint_seconds >= 0:
+        raise InputError(f"checkpoint_seconds: got {checkpoint_seconds!r}, expected a number of at least 0")
     path, threads = Path(path), checked_threads(threads) or 1
     key = method.key(fingerprint or fingerprint_of(images, labels), seed, study_seed)
     shape, part = images.shape[1:], Path(f"{path}.part")
@@ -156,6 +158,7 @@ def train(
             part.unlink(missing_ok=True)
             numbers = (there["epochs"], there["train_accuracy"], there["loss"])
             return Trained(str(path), key, *numbers, seconds=time.monotonic() - start, reused=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows, labels = training_rows(method, labels, classes, seed, study_seed)
     training = {"key": key, "shape": list(shape), "classes": classes, "threads": threads}
     with torch_as_needed(threads) as torch:
@@ -168,6 +171,7 @@ def train(
         if not loop.run(phases):
             return None
         accuracy, loss = evaluate(net, x, y)
+        loop.check(loss, "at the end")
         meta = {**training, "method": method.to_dict(), "seed": seed, "study_seed": study_seed, "rows": len(rows)}
         meta |= {"epochs": method.epochs, "train_accuracy": accuracy, "loss": loss}
         write_tensors(path, MODEL_FORMAT, meta, net.state_dict())
