@@ -15,6 +15,7 @@ from streamcca.multiplicity.models.methods import Method
 from streamcca.multiplicity.models.sources import StudyModel, TrainedFile
 from streamcca.multiplicity.study.rungs import chosen_pairs, ladder_pairs
 from streamcca.multiplicity.study.tasks import Task, run_tasks, stable_hash
+from streamcca.multiplicity.study.workers import Workers
 
 
 def symmetric(rng, models):
@@ -131,6 +132,11 @@ def tasks(function, numbers, rests_on=None):
     return [Task(f"{function}/{n}", f"test_ladder:{function}", {"number": n}, rests_on) for n in numbers]
 
 
+def run(some, folder, jobs):
+    with Workers(jobs) as workers:
+        return run_tasks(some, folder, workers, "t", False)
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Workers find this module."""
@@ -138,26 +144,26 @@ def here(monkeypatch):
 
 
 def test_tasks_run_once_and_answer_in_any_number_of_workers(here, tmp_path):
-    found = run_tasks(tasks("square", range(5)), tmp_path, 2, "t", False)
+    found = run(tasks("square", range(5)), tmp_path, 2)
     assert [found[f"square/{n}"]["answer"]["square"] for n in range(5)] == [0, 1, 4, 9, 16]
     assert os.getpid() not in {one["answer"]["process"] for one in found.values()}
     assert {one["answer"]["threads"] for one in found.values()} == {"1"}
-    assert run_tasks(tasks("square", range(5)), tmp_path, 1, "t", False) == found  # with the processes of before
-    more = run_tasks(tasks("square", range(5), rests_on="other"), tmp_path, 1, "t", False)
+    assert run(tasks("square", range(5)), tmp_path, 1) == found  # with the processes of before
+    more = run(tasks("square", range(5), rests_on="other"), tmp_path, 1)
     assert more["square/0"]["answer"]["process"] != found["square/0"]["answer"]["process"]
 
 
 def test_a_task_that_fails_is_named_and_others_keep_their_answers(here, tmp_path):
-    run_tasks(tasks("square", [1]), tmp_path, 1, "t", False)
+    run(tasks("square", [1]), tmp_path, 1)
     with pytest.raises(sc.InputError, match="refuse/3: got 3, expected another"):
-        run_tasks([*tasks("square", [1]), *tasks("refuse", [3])], tmp_path, 1, "t", False)
+        run([*tasks("square", [1]), *tasks("refuse", [3])], tmp_path, 1)
     with pytest.raises(sc.ProcessError, match=r"a worker process ended while it ran one of die/1.*goes on"):
-        run_tasks(tasks("die", [1]), tmp_path, 1, "t", False)
+        run(tasks("die", [1]), tmp_path, 1)
     assert sorted(path.name for path in (tmp_path / "receipts").iterdir()) == ["square__1.json"]
 
 
 def test_notes_are_kept_with_the_answer(here, tmp_path):
-    assert run_tasks(tasks("warn", [1]), tmp_path, 1, "t", False)["warn/1"]["notes"] == ["few rows"]
+    assert run(tasks("warn", [1]), tmp_path, 1)["warn/1"]["notes"] == ["few rows"]
 
 
 def test_keys_follow_everything_that_decides_an_answer():

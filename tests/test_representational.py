@@ -253,6 +253,7 @@ def test_refusals_and_warnings_are_those_of_pairs():
     assert {w.category for w in caught} == kinds
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_models(tmp_path):
     """Peak of 10, 20 and 40 models' files under a budget of 4 of them: the same but for the small matrices."""
     n, k = 1000, 12

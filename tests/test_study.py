@@ -32,7 +32,7 @@ kinds = ["noise"]
 strengths = [1, 4]
 [features]
 base = "seed"
-pairs = 2
+pairs = 1
 draws = 2
 accuracy_band = 1.0
 step = 8
@@ -46,7 +46,7 @@ loop = [0, 6, 8, 9]
 architecture = "mlp"
 width = 8
 depth = 2
-epochs = 4
+epochs = 3
 [[group]]
 name = "seed"
 [[group]]
@@ -84,7 +84,7 @@ def test_the_report_needs_nothing_from_elsewhere(study):
     assert "<script" not in page
     assert "@import" not in page
     assert "url(" not in page
-    assert page.count("<img ") == page.count('src="data:image/svg+xml;base64,') == 14 + len(study.results["groups"])
+    assert page.count("<img ") == page.count('src="data:image/svg+xml;base64,') == 15 + len(study.results["groups"])
     assert all(alt.strip() for alt in re.findall(r'<img alt="([^"]*)"', page))
     for group in study.results["groups"]:
         assert group["name"] in page
@@ -182,6 +182,7 @@ def test_nothing_is_done_again(study, tmp_path):
     assert study.report.stat().st_mtime_ns == page
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_done_again(study, tmp_path):
     """Other statistics: no model is trained or asked. A damaged receipt, or a file that is gone: that alone."""
     out = tmp_path / "out"
@@ -202,6 +203,7 @@ def test_only_what_changed_is_done_again(study, tmp_path):
     assert not [name for name in changed if name.startswith(("train", "answers of", "shift"))]
 
 
+@pytest.mark.slow
 def test_stored_answers_are_a_group(study, tmp_path):
     """The answers of one study, given to another as they lie; their rows must be those of its test sets."""
     out = tmp_path / "out"
@@ -215,7 +217,7 @@ def test_stored_answers_are_a_group(study, tmp_path):
     )
     assert given["rm"]["mean"]["value"] == pytest.approx(own[0], abs=1e-12)
     twin = next(p["distance"] for p in found["pairs"] if {p["a"], p["b"]} == {"given 0", "convnet 0"})
-    assert twin == pytest.approx(0, abs=1e-7)
+    assert twin == pytest.approx(0, abs=1e-6)
     save_logits(tmp_path / "logits.safetensors", {"iid": np.zeros((5, 10))})
     other = tmp_path / "other"
     other.mkdir()
@@ -283,8 +285,9 @@ def test_killed_five_times_it_ends_with_the_same_numbers(study, tmp_path):
     assert not list(folder.rglob("*.tmp.*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_worker(tmp_path):
-    job = start(write(tmp_path, SETTINGS.replace("epochs = 4", "epochs = 4000")), tmp_path / "out")
+    job = start(write(tmp_path, SETTINGS.replace("epochs = 3", "epochs = 4000")), tmp_path / "out")
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").rglob("*.part")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -292,9 +295,11 @@ def test_ctrl_c_leaves_no_worker(tmp_path):
     _, err = job.communicate(timeout=30)
     assert job.returncode == 130
     assert err.decode().strip().endswith("streamcca: interrupted")
-    time.sleep(1.0)
     with pytest.raises(ProcessLookupError):
-        os.killpg(job.pid, 0)
+        for _ in range(200):  # until init has buried the last of them
+            os.killpg(job.pid, 0)
+            time.sleep(0.1)
+    assert list((tmp_path / "out").rglob("*.part"))  # where it will go on
 
 
 @pytest.mark.parametrize(
@@ -302,7 +307,7 @@ def test_ctrl_c_leaves_no_worker(tmp_path):
     [
         ("members = 3", "members = 1", r"\[study\].members: got 1, expected at least 2"),
         ("draws = 2\n", "drawz = 2\n", r"\[features\]: .*'drawz'.*'draws'"),
-        ("pairs = 2", 'pairs = "two"', r"\[features\].pairs: got 'two', expected a whole number"),
+        ("pairs = 1", 'pairs = "two"', r"\[features\].pairs: got 'two', expected a whole number"),
         ("strengths = [1, 4]", "strengths = [1, 6]", "strengths: got .*expected numbers from 1 to 5"),
         ('base = "seed"', 'base = "sed"', r"\[features\].base: got 'sed'"),
         ("dropout = 0.2", "dropout = 1.2", "method 'dropout': dropout: got 1.2"),

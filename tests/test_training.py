@@ -26,7 +26,7 @@ from streamcca.errors import (
     StateFileError,
     StreamCCAWarning,
 )
-from streamcca.multiplicity.models.sources import augment, loop, training
+from streamcca.multiplicity.models import augment, loop, training
 from streamcca.multiplicity.models.contrastive import nt_xent
 from streamcca.multiplicity.models.methods import LADDER, SOURCES, Method, derived_seed, distance_on_ladder
 from streamcca.multiplicity.models.training import (

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamcca.errors import InputError, MissingFileError
 from streamcca.layers import select_layers
+from streamcca.multiplicity.models.capture import Captured, capture
+from streamcca.multiplicity.models.methods import Method
 from streamcca.multiplicity.models.model_sources import (
     Factory,
     HuggingFace,
@@ -18,8 +20,6 @@ from streamcca.multiplicity.models.model_sources import (
     Timm,
     TrainedFile,
 )
-from streamcca.multiplicity.models.capture import Captured, capture
-from streamcca.multiplicity.models.methods import Method
 from streamcca.multiplicity.models.weights import stored_training
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from streamcca.multiplicity.study.rungs import chosen_pairs, ladder_pairs
 from streamcca.multiplicity.study.tables import text_of, write_tables
 from streamcca.multiplicity.study.tasks import Task, run_tasks
 from streamcca.multiplicity.study.work import SETTINGS, data_of, set_names, shifted_file, training_data
+from streamcca.multiplicity.study.workers import Workers
 from streamcca.store import write_atomically
 
 _WORK, _ANALYSIS = "streamcca.multiplicity.study.work", "streamcca.multiplicity.study.analysis"
@@ -109,9 +110,9 @@ def run_study(
     data = data_of(config)
     models = models_of(config, len(data.classes))
     config.folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(config.folder):
+    with _alone_in(config.folder), Workers(jobs) as workers:
         _write_settings(config)
-        run = _Run(config, models, data.fingerprint, jobs, progress)
+        run = _Run(config, models, data.fingerprint, workers, progress)
         receipts = run.answers()
         receipts |= run.analysis(receipts)
         results = assemble(config, data, models, receipts) | {"version": VERSION}
@@ -158,11 +159,11 @@ class _Run:
     config: StudyConfig
     models: list[StudyModel]
     fingerprint: str
-    jobs: int
+    workers: Workers
     progress: Any
 
     def _do(self, tasks: Sequence[Task], description: str) -> Receipts:
-        return run_tasks(tasks, self.config.folder, self.jobs, description, self.progress)
+        return run_tasks(tasks, self.config.folder, self.workers, description, self.progress)
 
     # ------------------------------------------------------------------ models and their answers
 

@@ -1,29 +1,20 @@
-"""Tasks of a study: each runs in a worker process, once; a receipt remembers its answer and what it rested on."""
+"""Tasks of a study: each runs once, in a worker; a receipt remembers its answer and what it rested on."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
 import json
-import os
-import signal
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from streamcca.errors import ProcessError, StreamCCAError, StreamCCAWarning
+from streamcca.errors import ProcessError, StreamCCAError
+from streamcca.multiplicity.study.workers import Workers
 from streamcca.sources import progress_bar
 from streamcca.store import remove_unfinished, write_atomically
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -64,9 +55,9 @@ def stable_hash(value: Any) -> str:
 
 
 def run_tasks(
-    tasks: Sequence[Task], folder: Path, jobs: int, description: str, progress: Any = "auto"
+    tasks: Sequence[Task], folder: Path, workers: Workers, description: str, progress: Any = "auto"
 ) -> dict[str, dict[str, Any]]:
-    """Run what has not been run yet, `jobs` at a time, and return by name: answer, notes and seconds.
+    """Run what has not been run yet, and return by name: answer, notes and seconds.
 
     Every task runs in a worker with one thread, however many workers there are, so that neither `jobs` nor a restart
     changes a bit.
@@ -85,7 +76,7 @@ def run_tasks(
     if open_tasks:
         with progress_bar(progress, len(tasks), "task", description) as bar:
             bar.update(len(tasks) - len(open_tasks))
-            for task, answer in _run_all(open_tasks, folder, min(jobs, len(open_tasks))):
+            for task, answer in _run_all(open_tasks, folder, workers):
                 answers[task.name] = _write_receipt(task, answer, receipts)
                 bar.update(1)
     return {name: receipt for name, receipt in answers.items() if receipt is not None}
@@ -116,29 +107,22 @@ def _write_receipt(task: Task, answer: dict[str, Any], receipts: Path) -> dict[s
     return receipt
 
 
-def _run_all(tasks: Sequence[Task], folder: Path, jobs: int) -> Iterator[tuple[Task, dict[str, Any]]]:
+def _run_all(tasks: Sequence[Task], folder: Path, workers: Workers) -> Iterator[tuple[Task, dict[str, Any]]]:
     """Yield tasks and answers as they come."""
-    with _one_thread_each(), ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (os.getpid(),)) as pool:
-        waiting: dict[Future[dict[str, Any]], Task] = {}
-        try:
-            # Two for each worker: all at once would run on after an error.
-            rest = iter(tasks)
-            for task in rest:
-                waiting[pool.submit(_call, task.function, folder, task.arguments)] = task
-                if len(waiting) < 2 * jobs:
-                    continue
+    waiting: dict[Future[dict[str, Any]], Task] = {}
+    try:
+        for task in tasks:
+            waiting[workers.submit(task.function, folder, task.arguments)] = task
+            if len(waiting) >= 2 * workers.jobs:  # all at once would run on after an error
                 yield from _finished(waiting)
-            while waiting:
-                yield from _finished(waiting)
-        except BrokenProcessPool:
-            names = ", ".join(task.name for task in list(waiting.values())[:jobs])
-            raise ProcessError(
-                f"study: a worker process ended while it ran one of {names}, perhaps killed for memory; start the "
-                "study again, with fewer --jobs: it goes on where it was"
-            ) from None
-        except BaseException:
-            _end_workers(pool)
-            raise
+        while waiting:
+            yield from _finished(waiting)
+    except BrokenProcessPool:
+        names = ", ".join(task.name for task in list(waiting.values())[: workers.jobs])
+        raise ProcessError(
+            f"study: a worker process ended while it ran one of {names}, perhaps killed for memory; start the study "
+            "again, with fewer --jobs: it goes on where it was"
+        ) from None
 
 
 def _finished(waiting: dict[Future[dict[str, Any]], Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
@@ -157,52 +141,3 @@ def _with_name(error: StreamCCAError, name: str) -> tuple[Any, ...]:
     if isinstance(error, OSError):
         return (error.errno, f"{name}: {error.strerror}")
     return (f"{name}: {error}",)
-
-
-def _end_workers(pool: ProcessPoolExecutor) -> None:
-    """End what is running: its files are written atomically, and an answer without a receipt is formed anew."""
-    processes = list(getattr(pool, "_processes", None) or {})
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Give BLAS and OpenMP of the workers one thread, through the environment that they start with."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _call(function: str, folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    module, name = function.split(":")
-    call: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    start = time.monotonic()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", StreamCCAWarning)
-        answer = call(folder, **arguments)
-    notes = sorted({str(one.message) for one in caught if issubclass(one.category, StreamCCAWarning)})
-    for one in caught:
-        if not issubclass(one.category, StreamCCAWarning):
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    return {"answer": answer, "notes": notes, "seconds": time.monotonic() - start}

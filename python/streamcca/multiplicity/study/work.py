@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcca.errors import InputError
+from streamcca.errors import InputError, ProcessError
 from streamcca.multiplicity.images.data_sets import DataSet, ImageSet, load_data
 from streamcca.multiplicity.images.shifts import shifted
 from streamcca.multiplicity.study.config import StudyConfig
@@ -24,6 +24,7 @@ from streamcca.multiplicity.study.members import (
     models_of,
     weights_file,
 )
+from streamcca.multiplicity.study.workers import asked_to_stop
 from streamcca.store import remove_unfinished, write_atomically
 
 SETTINGS = "settings.json"
@@ -120,8 +121,10 @@ def train_member(folder: Path, group: str, member: int) -> dict[str, Any]:
         classes=len(data_of(config).classes),
         study_seed=config.seed,
         progress=False,
+        should_stop=asked_to_stop,
     )
-    assert trained is not None  # noqa: S101 - nothing stops it
+    if trained is None:
+        raise ProcessError(f"{group} {member}: stopped; start the study again, and it goes on there")
     return {"key": trained.key, "train_accuracy": trained.train_accuracy, "loss": trained.loss}
 
 
