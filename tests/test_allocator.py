@@ -36,11 +36,11 @@ def faults(how):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_pages_are_fetched_once():
-    """160 arrays of 3.2 MB, 781 pages each, 125,000 in all: fetched anew by default, hardly any once they are kept."""
+    """160 arrays of 3.2 MB, 781 pages each: a third is fetched anew by default (43,638), hardly any if kept (112)."""
     _, usual = faults("leave")
     kept, few = faults("keep")
     assert kept == "True"
-    assert few < 10_000 < 50_000 < usual
+    assert few < 1000 < 10_000 < usual
 
 
 def test_elsewhere_nothing_happens(monkeypatch):
