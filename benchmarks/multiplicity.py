@@ -57,12 +57,17 @@ def _forward(net: Any, batches: Any) -> None:
 
 
 def run_multiplicity(
-    models: int = 40, images: int = 1000, rounds: int = 1, folder: Path | None = None
+    models: int = 40, images: int = 1000, rounds: int = 1, folder: Path | None = None, keep_memory: bool = True
 ) -> dict[str, Any]:
-    """Run every model once; again with its scores taken and saved; then compare all pairs of models from the files."""
+    """Run every model once; again with its scores taken and saved; then compare all pairs of models from the files.
+
+    `keep_memory`: with the C library told to keep freed memory, as a study does; for all that is timed.
+    """
     import streamcca as sc
+    from streamcca.multiplicity.insides.allocator import keep_freed_memory
     from streamcca.multiplicity.insides.representational import MEMORY, representational_multiplicity
 
+    kept = keep_memory and keep_freed_memory()
     layers = [str(stage) for stage in range(len(_STAGES))]
     batches = list(_images(images).split(100))
     seconds: dict[str, list[float]] = {name: [] for name in ("forward", "scores", "two passes", "pairs")}
@@ -74,7 +79,9 @@ def run_multiplicity(
             paths[name] = Path(own) / name
 
             def scores(net: Any = net, name: str = name, keep: bool = True) -> Any:
-                found = sc.subspace_scores(net, batches, layers, name=name, rows="pool", keep_rows=keep, progress=False)
+                found = sc.subspace_scores(
+                    net, batches, layers, name=name, rows="pool", precision="float64", keep_rows=keep, progress=False
+                )
                 found.save(paths[name])
                 return found
 
@@ -120,7 +127,8 @@ def run_multiplicity(
     text = f"RM of {models} models x {len(layers)} layers, all pairs <= 1.2 x the models run once"
     memory = f"peak memory of all pairs of {counts[-1]} models <= the budget given ({budget / 2**20:.0f} MiB)"
     return {
-        "case": f"{models} convnets, {images} images of 3 x 32 x 32, {len(layers)} layers, rows pooled",
+        "case": f"{models} convnets, {images} images of 3 x 32 x 32, {len(layers)} layers, rows pooled; "
+        f"freed memory {'kept' if kept else 'given back'}",
         "n": images,
         "ranks": np.median(ranks, axis=0).tolist(),
         "file_bytes": size,
