@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import streamcca as sc
-from streamcca import errors
+from streamcca import errors, multiplicity
+from streamcca.multiplicity.study.origins import ORIGINS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -60,6 +61,15 @@ def test_public_names_are_in_the_design():
     functions = [name for name in sc.__all__ if name[0].islower()]
     for name in functions:
         assert f"sc.{name}(" in text, name
+    for name in multiplicity.__all__:
+        assert name[0].isupper() or f"mm.{name}(" in text, name
+        assert not callable(getattr(multiplicity, name)) or getattr(multiplicity, name).__doc__, name
+
+
+def test_what_the_papers_say_stands_in_the_docs_as_in_the_report():
+    text = (ROOT / "docs/multiplicity.md").read_text()
+    for origin in ORIGINS:
+        assert f"| {origin.what} | {origin.paper} | {origin.ours} |" in text, origin.what
 
 
 def test_every_promise_about_hooks_has_its_test():

@@ -46,15 +46,16 @@ class KeptRows:
             self._give_up(max(self._bytes + size, first_says))
             return
         self._bytes += size
-        # No copy: what a tap gives is memory of its own. Where they are, and as they lie there, so that what is computed
-        # from them has the bits that a second pass would give.
+        # No copy: what a tap gives is memory of its own. Where they are, and as they lie there, so that what is
+        # computed from them has the bits that a second pass would give.
         self._batches.append(rows)
 
     def _give_up(self, size: int) -> None:
         if not self._repeatable:
             raise InputError(
                 f"loader: it is an iterator, which can be read only once, and its rows take {size / 2**20:.0f} MiB or "
-                f"more, above the {BUDGET >> 20} that are kept; give a list of batches or a DataLoader, or keep_rows=True"
+                f"more, above the {BUDGET >> 20} that are kept; give a list of batches or a DataLoader, or "
+                "keep_rows=True"
             )
         self.complete = False
         self._batches.clear()
