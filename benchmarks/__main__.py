@@ -76,8 +76,8 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
     if which == "coverage":
         return coverage.run_coverage(repetitions=args.rounds or (5 if args.quick else 500))
     if which == "multiplicity":
-        size = {"models": 8, "images": 300} if args.quick else {}
-        results = [multiplicity.run_multiplicity(rounds=args.rounds or 1, folder=folder, **size)]
+        models, images = (8, 100) if args.quick else (40, 1000)
+        results = [multiplicity.run_multiplicity(models, images, rounds=args.rounds or 1, folder=folder)]
         print("\n".join(map(multiplicity.format_multiplicity, results)), flush=True)
         return results
     if which == "measures":

@@ -7,6 +7,7 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +90,19 @@ def run_multiplicity(
                 _forward(net, batches)  # what is set up late
                 scores()
             # Plainly and with scores, one right after the other, so that both meet the same machine.
-            times = {"forward": [], "scores": []}
+            times: dict[str, list[float]] = {"forward": [], "scores": []}
+            jobs: dict[str, Callable[[], Any]] = {"forward": partial(_forward, net, batches), "scores": scores}
             for k in range(rounds):
-                jobs = {"forward": lambda net=net: _forward(net, batches), "scores": scores}
                 for job in sorted(jobs, reverse=bool((i + k) % 2)):
                     taken, busy, result = _seconds(jobs[job])
                     times[job].append(taken)
                     cores[job] += busy / rounds
-                    ranks.append(list(result.ranks.values())) if job == "scores" and not k else None
-            for job, taken in times.items():
-                seconds[job].append(float(np.median(taken)))
+                    if job == "scores" and not k:
+                        ranks.append(list(result.ranks.values()))
+            for job, all_taken in times.items():
+                seconds[job].append(float(np.median(all_taken)))
             if i < 4:
-                seconds["two passes"].append(_seconds(lambda scores=scores: scores(keep=False))[0])
+                seconds["two passes"].append(_seconds(partial(scores, keep=False))[0])
         size = max(path.stat().st_size for path in paths.values())
         groups = {f"g{k}": list(paths)[k * 5 : k * 5 + 5] for k in range((models + 4) // 5)}
 
@@ -117,7 +119,7 @@ def run_multiplicity(
         _check(found, paths, layers)
         # In blocks of an eighth of the models, so that also the fewest below fill two of them.
         budget = max(1, models // 8) * 5 * size
-        peaks = {c: _peak(lambda c=c: pairs(c, budget)) for c in (models // 4, models // 2, models)}
+        peaks = {c: _peak(partial(pairs, c, budget)) for c in (models // 4, models // 2, models)}
     totals = {
         "forward": sum(seconds["forward"]),
         "scores": sum(seconds["scores"]),

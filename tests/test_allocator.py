@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from streamcca.multiplicity import allocator
+from streamcca.multiplicity.insides import allocator
 
 PROGRAM = """
 import resource, sys

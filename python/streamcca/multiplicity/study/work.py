@@ -167,6 +167,7 @@ def capture_member(folder: Path, name: str) -> dict[str, Any]:
         rank=how.rank,
         ridge=how.ridge,
         rows=how.rows,
+        precision="float64",  # float32 leaves the rank of one in thousands of pairs to rounding, which is refused
         threads=1,
         progress=False,
     )

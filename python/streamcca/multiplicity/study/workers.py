@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcca.errors import StreamCCAWarning
+from streamcca.multiplicity.insides.allocator import keep_freed_memory
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Time for a training to write its checkpoint.
@@ -89,6 +90,7 @@ def _one_thread_each() -> Iterator[None]:
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     signal.signal(signal.SIGTERM, lambda *_: _asked_to_stop.set())
+    keep_freed_memory()
 
     def end_with_parent() -> None:
         while os.getppid() == parent:
