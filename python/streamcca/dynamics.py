@@ -36,9 +36,10 @@ class Dynamics:
     """Records truncated subspaces and scores of a model's layers on a fixed probe set while the model trains.
 
     Call `record` every so often from the training loop, or let `lightning_callback` or `trainer_callback` do it. It
-    runs the probe set through the model (twice where its rows do not fit in memory) in eval mode without gradients, and leaves weights, buffers, gradients,
-    modes and the random number generators of torch, NumPy and Python as they were: training goes on as if it had not
-    been called. A `watch` that is open on the same model meanwhile sees the probe set, too.
+    runs the probe set through the model (twice where its rows do not fit in memory) in eval mode without gradients, and
+    leaves weights, buffers, gradients, modes and the random number generators of torch, NumPy and Python as they were:
+    training goes on as if it had not been called. A `watch` that is open on the same model meanwhile sees the probe
+    set, too.
 
     Parameters
     ----------
