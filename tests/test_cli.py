@@ -237,3 +237,31 @@ def test_a_rank_before_the_files(files, capsys):
     code, out, _ = run(capsys, "compare", "--rank", "3", "x.npy", "y.npy", "--json")
     assert code == 0
     assert json.loads(out)["rank_x"] == 3
+
+
+def test_study_prints_an_example_that_is_a_study(tmp_path, capsys):
+    assert main(["study", "--example"]) == 0
+    text = capsys.readouterr().out
+    assert text == (Path(__file__).parent.parent / "examples" / "digits.toml").read_text()
+    (tmp_path / "own.toml").write_text(text)
+    from streamcca.multiplicity import StudyConfig
+
+    assert len(StudyConfig.load(tmp_path / "own.toml").groups) >= 8
+
+
+@pytest.mark.parametrize("arguments", [["study"], ["study", "a.toml", "--example"]])
+def test_study_takes_settings_or_shows_some(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "give CONFIG.toml, or --example" in capsys.readouterr().err
+
+
+def test_a_study_that_cannot_be_is_refused_in_one_line(tmp_path, capsys):
+    assert main(["study", str(tmp_path / "nothing.toml"), "--quiet"]) == 3
+    (tmp_path / "bad.toml").write_text("[study]\nmembers = 2\n")
+    assert main(["study", str(tmp_path / "bad.toml"), "--quiet"]) == 3
+    err = capsys.readouterr().err
+    assert "there is no such file" in err
+    assert "there is no [[group]]" in err
+    assert len(err.strip().splitlines()) == 2

@@ -15,8 +15,8 @@ from PIL import Image
 
 from streamcca.errors import DTypeError, InputError, MissingFileError, NonFiniteError, StateFileError
 from streamcca.multiplicity.images import image_files
-from streamcca.multiplicity.images.data_sets import DataSet, ImageSet, load_data, noisy_labels, subset
-from streamcca.multiplicity.images.splits import _shares, split_rows
+from streamcca.multiplicity.images.data_sets import DataSet, ImageSet, load_data
+from streamcca.multiplicity.images.splits import _shares, noisy_labels, split_rows, subset_rows
 
 # --- digits, splits, shares ---
 
@@ -149,17 +149,18 @@ def test_every_row_is_drawn_alike():
 
 
 def test_subset(digits):
-    half = subset(digits.train, 0.5, seed=3)
+    train = digits.train
+    half = train.take(subset_rows(train.labels, 0.5, seed=3))
     assert len(half) == 599
-    assert np.abs(counts(half.labels) - counts(digits.train.labels) / 2).max() <= 1
-    whole = [image.tobytes() for image in digits.train.images]
+    assert np.abs(counts(half.labels) - counts(train.labels) / 2).max() <= 1
+    whole = [image.tobytes() for image in train.images]
     places = [whole.index(image.tobytes()) for image in half.images]
     assert places == sorted(places)
-    np.testing.assert_array_equal(half.labels, digits.train.labels[places])
-    np.testing.assert_array_equal(subset(digits.train, 0.5, seed=3).images, half.images)
-    assert not np.array_equal(subset(digits.train, 0.5, seed=4).images, half.images)
-    np.testing.assert_array_equal(subset(digits.train, 1, seed=9).images, digits.train.images)
-    small = subset(digits.train, 10 / 1198, seed=0)
+    np.testing.assert_array_equal(half.labels, train.labels[places])
+    np.testing.assert_array_equal(train.take(subset_rows(train.labels, 0.5, seed=3)).images, half.images)
+    assert not np.array_equal(train.take(subset_rows(train.labels, 0.5, seed=4)).images, half.images)
+    np.testing.assert_array_equal(train.take(subset_rows(train.labels, 1, seed=9)).images, train.images)
+    small = train.take(subset_rows(train.labels, 10 / 1198, seed=0))
     assert sorted(small.labels) == list(range(10))
 
 
@@ -316,9 +317,9 @@ def test_missing_packages(monkeypatch, tmp_path):
 def test_shares_are_checked(digits):
     for share in (0, 1.1, -1, True, "x", float("nan")):
         with pytest.raises(InputError, match="subset: share: got"):
-            subset(digits.train, share, 0)
-    with pytest.raises(InputError, match="is 6 images, too few for 10 classes"):
-        subset(digits.train, 0.005, 0)
+            digits.train.take(subset_rows(digits.train.labels, share, 0))
+    with pytest.raises(InputError, match="is 6 rows, too few for 10 classes"):
+        digits.train.take(subset_rows(digits.train.labels, 0.005, 0))
     labels = np.arange(6) % 3
     for share in (1.1, -0.1, None, float("nan")):
         with pytest.raises(InputError, match="noisy_labels: share: got"):

@@ -11,8 +11,9 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
 from streamcca.multiplicity.answers.greedy import GreedyEnsemble, greedy_ensemble
-from streamcca.multiplicity.answers.intervals import Interval, checked_level, or_none, percentiles, wilson
+from streamcca.multiplicity.answers.intervals import Interval, or_none, percentiles, wilson
 from streamcca.multiplicity.answers.predictions import IntArray, Predictions, Rule, block_kind, needs_models
+from streamcca.multiplicity.checks import checked_level
 
 __all__ = [
     "AllPairEnsembles",

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 
 from streamcca._backend import FloatArray
 from streamcca.errors import DTypeError, InputError
-from streamcca.multiplicity.answers.intervals import Interval, checked_level, or_none, percentiles, wilson
+from streamcca.multiplicity.answers.intervals import Interval, or_none, percentiles, wilson
 from streamcca.multiplicity.answers.predictions import BoolArray
+from streamcca.multiplicity.checks import checked_level
 
 OUTCOMES = ("both right", "only a", "only b", "both wrong")
 

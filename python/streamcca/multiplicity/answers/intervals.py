@@ -8,16 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from streamcca._backend import FloatArray
-from streamcca.errors import InputError
 
 Interval = tuple[float, float]
-
-
-def checked_level(level: float) -> float:
-    """Return the level of an interval, or refuse it."""
-    if isinstance(level, bool) or not isinstance(level, int | float | np.floating) or not 0 < level < 1:
-        raise InputError(f"level: got {level!r}, expected a share between 0 and 1, such as 0.95")
-    return float(level)
 
 
 def or_none(value: float | FloatArray) -> float | None:

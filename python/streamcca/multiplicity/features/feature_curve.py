@@ -12,10 +12,11 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca.errors import AccuracyWarning, InputError
 from streamcca.moments import Moments
+from streamcca.multiplicity.checks import checked_level
 from streamcca.multiplicity.features.blocks import Features, IntArray, checked_columns
 from streamcca.multiplicity.features.diverse import ORDERS, diversity_order
 from streamcca.multiplicity.features.probe import fit_probe, scored
-from streamcca.multiplicity.features.probe_intervals import Estimate, accuracy_estimate, checked_level
+from streamcca.multiplicity.features.probe_intervals import Estimate, accuracy_estimate
 from streamcca.sources import progress_bar
 from streamcca.views import check_option
 

@@ -12,14 +12,10 @@ import numpy as np
 
 from streamcca._backend import FloatArray
 from streamcca.errors import AccuracyWarning, InputError
+from streamcca.multiplicity.checks import checked_level
 from streamcca.multiplicity.features.blocks import Features, IntArray
 from streamcca.multiplicity.features.probe import PENALTY, fit_probe, scored
-from streamcca.multiplicity.features.probe_intervals import (
-    Estimate,
-    accuracy_estimate,
-    checked_level,
-    difference_estimate,
-)
+from streamcca.multiplicity.features.probe_intervals import Estimate, accuracy_estimate, difference_estimate
 from streamcca.sources import progress_bar
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

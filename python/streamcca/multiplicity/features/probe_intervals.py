@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from streamcca._backend import FloatArray
-from streamcca.errors import InputError
 
 
 class Estimate(NamedTuple):
@@ -18,13 +17,6 @@ class Estimate(NamedTuple):
     error: float
     low: float
     high: float
-
-
-def checked_level(level: float) -> float:
-    """Return the level of an interval, or refuse it."""
-    if isinstance(level, bool) or not 0 < level < 1:
-        raise InputError(f"level: got {level!r}, expected a probability above 0 and below 1, such as 0.95")
-    return float(level)
 
 
 def crossed_mean(values: FloatArray, level: float) -> tuple[float, float, float]:

@@ -12,9 +12,10 @@ import numpy as np
 
 from streamcca._backend import FloatArray
 from streamcca.errors import AccuracyWarning, InputError
+from streamcca.multiplicity.checks import checked_level
 from streamcca.multiplicity.features.blocks import Features
 from streamcca.multiplicity.features.probe import LinearProbe, fit_probe, scored
-from streamcca.multiplicity.features.probe_intervals import Estimate, accuracy_estimate, checked_level
+from streamcca.multiplicity.features.probe_intervals import Estimate, accuracy_estimate
 
 STACKED = "stacked"
 

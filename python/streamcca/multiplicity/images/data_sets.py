@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamcca.errors import DTypeError, InputError, MissingFileError, NonFiniteError
-from streamcca.multiplicity.images.splits import Labels, check_seed, check_share, draw_rows, split_rows
+from streamcca.multiplicity.images.splits import Labels, check_seed, draw_rows, split_rows
 from streamcca.views import unknown_name
 
 Images = NDArray[Any]  # (N, C, H, W), float32 unless said; Any, so that float64 passes where it is taken
@@ -148,79 +148,6 @@ def _fingerprint(train: ImageSet, test: ImageSet, classes: tuple[str, ...]) -> s
         digest.update(np.ascontiguousarray(part.images, dtype="<f4").data)
         digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
     return digest.hexdigest()
-
-
-def subset(images: ImageSet, share: float, seed: int) -> ImageSet:
-    """Return a random share of a set, every class in proportion and none lost, in the set's order.
-
-    Parameters
-    ----------
-    images
-        The set.
-    share
-        Above 0, at most 1; `round(share * N)` images are kept.
-    seed
-        Seed of the draw.
-
-    Raises
-    ------
-    InputError
-        A share outside (0, 1], or so small that a class would be lost.
-
-    Examples
-    --------
-    >>> from streamcca.multiplicity.images.data_sets import load_data, subset
-    >>> subset(load_data("digits").train, 0.5, seed=1)
-    <599 images of 1 x 8 x 8, 10 classes>
-    """
-    check_seed(seed, "subset: seed")
-    check_share(share, "subset: share", zero=False, one=True)
-    total, classes = round(share * len(images)), len(np.unique(images.labels))
-    if total < classes:
-        raise InputError(f"subset: a share of {share:g} is {total} images, too few for {classes} classes")
-    return images.take(draw_rows(images.labels, total, seed, spare=0))
-
-
-def noisy_labels(labels: Labels, share: float, classes: int, seed: int) -> Labels:
-    """Return labels of which exactly `round(share * N)` are replaced by another class.
-
-    Rows are drawn without replacement, the new class uniformly among the others. With the same seed, the rows replaced
-    at a smaller share are among those replaced at a larger one, by the same classes.
-
-    Parameters
-    ----------
-    labels
-        (N,), int64, from 0 to `classes - 1`; not modified.
-    share
-        From 0 to 1.
-    classes
-        Number of classes, at least 2.
-    seed
-        Seed of the draws.
-
-    Raises
-    ------
-    InputError
-        A share outside [0, 1], fewer than two classes, or a label outside them.
-
-    Examples
-    --------
-    >>> from streamcca.multiplicity.images.data_sets import noisy_labels
-    >>> int((noisy_labels(np.zeros(10, dtype=np.int64), 0.3, classes=4, seed=0) != 0).sum())
-    3
-    """
-    check_seed(seed, "noisy_labels: seed")
-    check_share(share, "noisy_labels: share", zero=True, one=True)
-    if classes < 2:
-        raise InputError(f"noisy_labels: got classes={classes}, expected at least 2")
-    if labels.ndim != 1 or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
-        raise InputError(f"noisy_labels: expected labels (N,) from 0 to {classes - 1}, got others")
-    rng = np.random.default_rng(seed)
-    rows, others = rng.permutation(len(labels)), rng.integers(1, classes, len(labels))
-    replaced = rows[: round(share * len(labels))]
-    result = labels.copy()
-    result[replaced] = (labels[replaced] + others[replaced]) % classes
-    return result
 
 
 def load_data(

@@ -61,6 +61,79 @@ def draw_rows(labels: Labels, total: int, seed: int, spare: int) -> Labels:
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
+def subset_rows(labels: Labels, share: float, seed: int) -> Labels:
+    """Return a random share of the rows, every class in proportion and none lost, ascending.
+
+    Parameters
+    ----------
+    labels
+        (N,), int64.
+    share
+        Above 0, at most 1; `round(share * N)` rows are kept.
+    seed
+        Seed of the draw.
+
+    Raises
+    ------
+    InputError
+        A share outside (0, 1], or so small that a class would be lost.
+
+    Examples
+    --------
+    >>> from streamcca.multiplicity.images.splits import subset_rows
+    >>> subset_rows(np.array([0, 0, 1, 1]), 0.5, seed=1).shape
+    (2,)
+    """
+    check_seed(seed, "subset: seed")
+    check_share(share, "subset: share", zero=False, one=True)
+    total, classes = round(share * len(labels)), len(np.unique(labels))
+    if total < classes:
+        raise InputError(f"subset: a share of {share:g} is {total} rows, too few for {classes} classes")
+    return draw_rows(labels, total, seed, spare=0)
+
+
+def noisy_labels(labels: Labels, share: float, classes: int, seed: int) -> Labels:
+    """Return labels of which exactly `round(share * N)` are replaced by another class.
+
+    Rows are drawn without replacement, the new class uniformly among the others. With the same seed, the rows replaced
+    at a smaller share are among those replaced at a larger one, by the same classes.
+
+    Parameters
+    ----------
+    labels
+        (N,), int64, from 0 to `classes - 1`; not modified.
+    share
+        From 0 to 1.
+    classes
+        Number of classes, at least 2.
+    seed
+        Seed of the draws.
+
+    Raises
+    ------
+    InputError
+        A share outside [0, 1], fewer than two classes, or a label outside them.
+
+    Examples
+    --------
+    >>> from streamcca.multiplicity.images.splits import noisy_labels
+    >>> int((noisy_labels(np.zeros(10, dtype=np.int64), 0.3, classes=4, seed=0) != 0).sum())
+    3
+    """
+    check_seed(seed, "noisy_labels: seed")
+    check_share(share, "noisy_labels: share", zero=True, one=True)
+    if classes < 2:
+        raise InputError(f"noisy_labels: got classes={classes}, expected at least 2")
+    if labels.ndim != 1 or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
+        raise InputError(f"noisy_labels: expected labels (N,) from 0 to {classes - 1}, got others")
+    rng = np.random.default_rng(seed)
+    rows, others = rng.permutation(len(labels)), rng.integers(1, classes, len(labels))
+    replaced = rows[: round(share * len(labels))]
+    result = labels.copy()
+    result[replaced] = (labels[replaced] + others[replaced]) % classes
+    return result
+
+
 def split_rows(
     labels: Labels,
     *,

@@ -15,14 +15,9 @@ import numpy as np
 
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
+from streamcca.multiplicity.checks import checked_count
 from streamcca.multiplicity.insides.score_blocks import Block, ScoreBlocks, Source
-from streamcca.multiplicity.relation.resampling import (
-    checked_count,
-    checked_groups,
-    named_groups,
-    pair_mean,
-    pairs_within,
-)
+from streamcca.multiplicity.relation.resampling import checked_groups, named_groups, pair_mean, pairs_within
 from streamcca.pairing import Progress
 from streamcca.sources import progress_bar
 from streamcca.subspace import Truncated

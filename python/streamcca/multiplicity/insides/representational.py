@@ -20,14 +20,13 @@ import numpy as np
 from streamcca import _backend
 from streamcca._backend import FloatArray
 from streamcca.errors import AccuracyError, StreamCCAWarning, UnderdeterminedError
+from streamcca.multiplicity.checks import checked_count, checked_level
 from streamcca.multiplicity.insides.rm_result import BetweenGroups, RepresentationalMultiplicity, WithinGroup
 from streamcca.multiplicity.insides.score_blocks import Block, Header, ScoreBlocks, Source
 from streamcca.multiplicity.relation.resampling import (
     Estimate,
     IntArray,
     IntervalMethod,
-    checked_count,
-    checked_level,
     jackknife,
     model_weights,
     named_groups,

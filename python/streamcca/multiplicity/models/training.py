@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamcca.errors import DTypeError, InputError, NonFiniteError
+from streamcca.multiplicity.images.splits import noisy_labels, subset_rows
 from streamcca.multiplicity.models.loop import Loop, Phase, Seeds
 from streamcca.multiplicity.models.methods import Method
 from streamcca.multiplicity.models.weights import MODEL_FORMAT, load_model, net_of, stored_training, write_tensors
@@ -205,8 +206,8 @@ def training_rows(
     Returns
     -------
     rows, labels : ndarray (m,) of int64
-        m = round(subset N), at least 2, without replacement, ascending. Exactly round(label_noise m) labels are of
-        another class, drawn evenly from the others.
+        m = round(subset N), classes in proportion, ascending. Exactly round(label_noise m) labels are of another class,
+        drawn evenly from the others.
 
     Examples
     --------
@@ -217,15 +218,10 @@ def training_rows(
     seeds = Seeds(method, seed, study_seed)
     rows = np.arange(len(labels))
     if method.subset < 1:
-        count = max(2, round(method.subset * len(rows)))
-        random = np.random.Generator(np.random.PCG64(seeds("subset")))
-        rows = np.sort(random.permutation(rows)[:count])
+        rows = subset_rows(labels, method.subset, seeds("subset"))
     given = labels[rows]
-    wrong = round(method.label_noise * len(rows))
-    if wrong:
-        random = np.random.Generator(np.random.PCG64(seeds("label noise")))
-        at = random.permutation(len(rows))[:wrong]
-        given[at] = (given[at] + random.integers(1, classes, wrong)) % classes
+    if method.label_noise:
+        given = noisy_labels(given, method.label_noise, classes, seeds("label noise"))
     return rows, given
 
 

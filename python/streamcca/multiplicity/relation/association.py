@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
+from streamcca.multiplicity.checks import checked_count, checked_level
 from streamcca.multiplicity.relation.coefficients import (
     COEFFICIENTS,
     Coefficient,
@@ -27,9 +28,7 @@ from streamcca.multiplicity.relation.permutations import PermutationTest, mantel
 from streamcca.multiplicity.relation.resampling import (
     Estimate,
     IntArray,
-    checked_count,
     checked_groups,
-    checked_level,
     model_weights,
     pair_mean,
     pairs_within,

@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
+from streamcca.multiplicity.checks import checked_count
 from streamcca.multiplicity.relation.coefficients import constant
-from streamcca.multiplicity.relation.resampling import IntArray, checked_count
+from streamcca.multiplicity.relation.resampling import IntArray
 
 BOTH = "both"
 # A predictor whose spread in a fit is below this share of its size says nothing there.

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
+from streamcca.multiplicity.checks import checked_count
 
 IntArray = npt.NDArray[np.int64]
 IntervalMethod = Literal["jackknife", "percentile"]
@@ -64,30 +65,6 @@ class Estimate:
         if self.value is None:
             return "-"
         return f"{self.value:.4f}" if self.low is None else f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
-
-
-def checked_level(level: Any) -> float:
-    """Return a level of confidence as a float.
-
-    Raises
-    ------
-    InputError
-    """
-    if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:
-        raise InputError(f"level: got {level!r}, expected a probability between 0 and 1, such as 0.95")
-    return float(level)
-
-
-def checked_count(name: str, value: Any, least: int = 1) -> int:
-    """Return a count as an int.
-
-    Raises
-    ------
-    InputError
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(f"{name}: got {value!r}, expected an integer of at least {least}")
-    return int(value)
 
 
 def checked_groups(groups: Sequence[Sequence[int]], models: int | None = None) -> list[IntArray]:
