@@ -25,6 +25,8 @@ SKETCH_FORMAT = "streamcca.sketch"
 SKETCH_JOB_FORMAT = "streamcca.sketch-job"
 LOGITS_FORMAT = "streamcca.logits"
 LOGITS_FORMAT_VERSION = 1
+MODEL_FORMAT = "streamcca.model"
+TRAINING_FORMAT = "streamcca.training"
 _WRITERS = {
     FORMAT: "Moments.save",
     SCORES_FORMAT: "SubspaceScores.save",
@@ -32,6 +34,8 @@ _WRITERS = {
     SKETCH_FORMAT: "Sketch.save",
     SKETCH_JOB_FORMAT: "a sketch with a folder=",
     LOGITS_FORMAT: "save_logits",
+    MODEL_FORMAT: "multiplicity.models.training.train",
+    TRAINING_FORMAT: "multiplicity.models.training.train",
 }
 _CORE_LISTS = ("shift", "sums", "squares", "pending", "moments")
 

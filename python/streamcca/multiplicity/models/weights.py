@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
     from streamcca.multiplicity.models.nets import Net
 
-MODEL_FORMAT = "streamcca.model"
-PART_FORMAT = "streamcca.training"
-store._WRITERS.setdefault(MODEL_FORMAT, "multiplicity.training.train")
-store._WRITERS.setdefault(PART_FORMAT, "multiplicity.training.train")
+MODEL_FORMAT, PART_FORMAT = store.MODEL_FORMAT, store.TRAINING_FORMAT
 
 Tensors = Mapping[str, "Tensor"]
 
