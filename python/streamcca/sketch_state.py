@@ -48,7 +48,8 @@ class View:
 
 def views_state(views: Iterable[View]) -> dict[str, Any]:
     """Return what is known of views since their sketches ended, as ``{'meta', 'tensors'}``; `spare` is the job's."""
-    meta, tensors = [], {}
+    meta: list[dict[str, Any]] = []
+    tensors: dict[str, Any] = {}
     for view in views:
         cap = view.cap if np.isfinite(view.cap) else None
         meta.append({"trace": view.trace, "cap": cap, "parts": len(view.parts)})
@@ -70,7 +71,8 @@ def restore_views(views: Iterable[View], meta: Iterable[Mapping[str, Any]], tens
 
 def packed(states: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, AnyArray]]:
     """Return the meta and the tensors of several states as those of one."""
-    meta, tensors = {}, {}
+    meta: dict[str, Any] = {}
+    tensors: dict[str, AnyArray] = {}
     for name, state in states.items():
         meta[name] = state["meta"]
         tensors |= {f"{name}/{key}": value for key, value in state["tensors"].items()}

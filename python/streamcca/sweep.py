@@ -166,6 +166,11 @@ class Sweep:
         self._ended = False  # a run with prints, from the first batch to the last
 
     @property
+    def rows(self) -> Rows:
+        """What a row was asked to be."""
+        return self._rows
+
+    @property
     def repeatable(self) -> bool:
         """Whether every loader can be read a second time: it is no iterator that is used up."""
         # Not by calling iter: a DataLoader would draw a seed and start its workers.
