@@ -96,7 +96,7 @@ def test_broken_off_at_a_batch(two, tmp_path, where):
 
 def test_broken_off_again_and_again(two, tmp_path):
     """Each attempt reads the first batch and a pass that was counted before, and gets one batch further at least."""
-    data, how = batches(inputs(), BATCH), RANK | {"power": 1}
+    data, how = batches(inputs(), BATCH), RANK | {"power": 3}
     truth = bits(sc.compare(*two, data, **how))
     how["folder"] = tmp_path / "job"
     attempts = 0

@@ -215,7 +215,7 @@ class Sweep:
         if self._prints is not None and not self._replaying:
             del self._prints[skip:]  # of a run that was broken off
         count = 0
-        with self._running(description) as bar:
+        with self._running(description, self._progress) as bar:
             for batches in self._batches():
                 # Before the models run: they may change their inputs in place.
                 inputs = None if self._prints is None else self._checksum(batches)
@@ -234,7 +234,7 @@ class Sweep:
         self._ended = self._prints is not None
 
     @contextlib.contextmanager
-    def _running(self, description: str, progress: Any = None) -> Iterator[Any]:
+    def _running(self, description: str, progress: Any) -> Iterator[Any]:
         """Models in eval mode that are listened to, and a bar."""
         self.inputs_checksum = 0
         with contextlib.ExitStack() as stack:
@@ -242,7 +242,6 @@ class Sweep:
             for tap in self.taps.values():
                 stack.callback(tap.detach)
                 tap.attach()
-            progress = self._progress if progress is None else progress
             yield stack.enter_context(progress_bar(progress, self.length, "batch", description))
 
     def _run_batch(
@@ -277,8 +276,9 @@ class Sweep:
         self._prints = []
         for inputs, sums in zip(tensors["inputs"], tensors["sums"], strict=True):
             known = _Print(int(inputs), {})
-            layers = zip(meta["layers"], sums, strict=True)
-            known.layers = {name: (int(count), float(total), float(size)) for name, (count, total, size) in layers}
+            known.layers = {
+                name: (int(x[0]), x[1], x[2]) for name, x in zip(meta["layers"], sums.tolist(), strict=True)
+            }
             self._prints.append(known)
         self._ended = bool(meta["ended"])
 
