@@ -129,6 +129,28 @@ def test_more_directions_broken_off(monkeypatch, tmp_path):
         assert not folder.exists()
 
 
+def test_what_the_replay_finds_lacking(monkeypatch, two, tmp_path):
+    """One layer begins again after a replay, while the others have done all their steps."""
+    layers = sys.modules["streamcca.sketch_layers"]
+    few, cut, data = sys.modules["streamcca.sketch_state"].TooFewError, layers.cut, batches(inputs(), BATCH)
+
+    def unclear(view, *rest, directions, restarts):
+        if view.name == "b:2" and directions < 60:
+            raise few(view.name, directions, 0.5, 60)
+        return cut(view, *rest, directions=directions, restarts=restarts)
+
+    monkeypatch.setattr(layers, "cut", unclear)
+    how = {key: value for key, value in RANK.items() if key != "directions"} | {"power": 1}
+    seen = forwards(two[0])
+    truth = bits(sc.compare(*two, data, **how))
+    assert len(seen) == 6 * COUNT  # sketch, step, replay; those of one layer, but for the replay
+    for at in (20, 21, 27, 34):
+        broken_off(two, data, at, how | {"folder": tmp_path / "job"})
+        seen.clear()
+        assert bits(sc.compare(*two, data, **how, folder=tmp_path / "job")) == truth, at
+        assert len(seen) == 6 * COUNT - at + 1
+
+
 def test_taken_by_the_planner(tmp_path):
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Linear(60, 1500)) for _ in range(2)]

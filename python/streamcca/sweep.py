@@ -285,13 +285,8 @@ class Sweep:
     def run_first(self) -> BatchRows:
         """Run the models on the first batch alone, which must be the one remembered, and return its rows.
 
-        It shows which layers there are and what a row is of them, as in a first pass; and that models, masks and
-        whatever else decides the rows are those of the attempt whose prints were restored.
-
-        Raises
-        ------
-        ReplayError
-            Inputs or rows are others.
+        It shows which layers there are and what a row is, as in a first pass; and that models, masks and all else that
+        decides rows are those of the attempt whose prints were restored (ReplayError if not).
         """
         with self._running("first batch", progress=False):
             for batches in self._batches():
