@@ -18,11 +18,20 @@ from pathlib import Path
 
 import numpy as np
 
-for module in ("safetensors.numpy", "scipy.linalg.cython_blas", "scipy.linalg.cython_lapack"):
+for module in ("torch._dynamo", "safetensors.numpy", "scipy.linalg.cython_blas", "scipy.linalg.cython_lapack"):
     importlib.import_module(module)  # what takes its time, so that children need not
 
 ROWS, BATCH = 320, 20
 STAGES = ("sketch", "power step", "replay")
+# What must be killed often enough, and the job it belongs to.
+WANTED = {
+    "spool": "spool",
+    "sketch": "sketch",
+    "replay": "sketch",
+    "layers sketch": "layers",
+    "layers power step": "layers",
+    "layers replay": "layers",
+}
 
 
 def views() -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +49,7 @@ def prepare() -> None:
 
     sys.modules["streamcca.spool"]._SEGMENT_BYTES = 1
     sys.modules["streamcca.gram"]._SAVE_EVERY = 0.0
+    sys.modules["streamcca.layers_checkpoint"]._SECONDS = 0.0
     range_finder._BLOCK_BYTES = 1
 
 
@@ -97,7 +107,44 @@ def sketch_job(folder: Path, data: Slowly) -> dict[str, np.ndarray]:
     return {"mean": np.float64(result.mean), "rho": result.correlations, "bounds": result.correlation_error_bounds}
 
 
-JOBS = {"spool": spool_job, "sketch": sketch_job}
+class Inputs:
+    """Batches of inputs that take their time; a block of rows has 16 of them, so that some of each batch wait."""
+
+    def __init__(self, data) -> None:
+        self.parts = data.split(BATCH)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self):
+        for part in self.parts:
+            time.sleep(0.002)
+            yield part
+
+
+def layers_job(folder: Path, data: Slowly) -> dict[str, np.ndarray]:
+    """Sketches of all layers of two nets, a power step and a replay."""
+    import torch
+
+    import streamcca
+
+    torch.set_num_threads(1)
+    nets = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        nets.append(torch.nn.Sequential(torch.nn.Linear(40, 300), torch.nn.Tanh(), torch.nn.Linear(300, 150)))
+    inputs = Inputs(torch.from_numpy(data.x[:, :40].copy()))
+    how = {"rank": 4, "directions": 12, "power": 1, "allow_inaccurate": True, "progress": False}
+    result = streamcca.compare(*nets, inputs, strategy="sketch", folder=folder, **how)
+    cells = [cell for row in result.results for cell in row]
+    return {
+        "matrix": result.matrix,
+        "rho": np.array([cell.correlations for cell in cells]),
+        "bounds": np.array([cell.correlation_error_bounds for cell in cells]),
+    }
+
+
+JOBS = {"spool": spool_job, "sketch": sketch_job, "layers": layers_job}
 
 
 def start(job: str, folder: Path, data: Slowly, result: Path) -> int:
@@ -128,16 +175,16 @@ def stage_of(job: str, folder: Path) -> str:
     if job == "spool":
         meta = folder / "spool.json"
         return "matrices" if meta.exists() and json.loads(meta.read_text())["complete"] else "spool"
-    state = folder / "state"
+    state, prefix = (folder / "state", "") if job == "sketch" else (folder / "sketch.state", "layers ")
     if not state.exists():
-        return "sketch"
+        return prefix + "sketch"
     with state.open("rb") as file:  # of safetensors: a header of JSON
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return STAGES[json.loads(header["__metadata__"]["meta"])["stage"]]
+    return prefix + STAGES[json.loads(header["__metadata__"]["meta"])["stage"]]
 
 
 def main(place: Path, kills: int, seed: int) -> None:
-    """Kill until there were so many, and at least a fifth of them in each of spool, sketch and replay."""
+    """Kill until there were so many, and at least a fifth of them in each stage of `WANTED`."""
     data, chance = Slowly(*views()), random.Random(seed)
     counts: dict[str, int] = {}
     durations = {}
@@ -149,11 +196,11 @@ def main(place: Path, kills: int, seed: int) -> None:
     done = dict.fromkeys(JOBS, 0)
 
     def few() -> list[str]:
-        lacking = [s for s in ("spool", "sketch", "replay") if counts.get(s, 0) < kills / 5]
+        lacking = [stage for stage in WANTED if counts.get(stage, 0) < kills / 5]
         return lacking or (["spool", "sketch"] if sum(counts.values()) < kills else [])
 
     while few():
-        job = "spool" if "spool" in few() else "sketch"
+        job = WANTED[few()[0]]
         folder, result = place / f"{job}.work", place / f"{job}.npz"
         while True:
             child = start(job, folder, data, result)

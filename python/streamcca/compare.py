@@ -127,8 +127,11 @@ def compare(  # type: ignore[misc]
         where a progress bar is shown. ``'replay'`` and ``'sketch'`` read the loader twice or more often; ``'gram'``
         writes all rows to disk; ``'qr'`` is for ill-conditioned layers, and only taken when asked for.
     folder : path, optional
-        For ``'gram'``: where the rows wait. A job that was killed does not write again what is there when it is started
-        again with the same folder, models and loader. By default a temporary folder.
+        For ``'gram'``: where the rows wait, by default a temporary folder. For ``'sketch'``: keeps the state of the
+        sketches, of power steps and of the replay, written at most every five minutes. A job that was killed and is
+        started again with the same folder, models and loader goes on from there, to the same bits: rows that are there
+        are not written again, and of batches that were counted only the inputs are read and compared, except for the
+        first, on which the models run. What was kept is removed in the end.
     directions, power
         For ``'sketch'``: directions of each layer, by default as many as the rule turns out to need, and power steps,
         a pass each, which bring a slowly decaying spectrum much closer; see `svcca`. The cells hold no weights of
@@ -158,6 +161,8 @@ def compare(  # type: ignore[misc]
         A layer does not exist, was never called, returns no tensor, or its rows do not line up with the others'.
     InputError
         The loader is empty, or a measure refuses its data.
+    StateFileError
+        The folder holds what another job has kept, or a damaged file.
     MemoryLimitError
         No way to form the pairs fits into the memory.
     ReplayError
@@ -260,7 +265,9 @@ def compare(  # type: ignore[misc]
 
 def _refuse_keeping(folder: Any, directions: Any, power: Any) -> None:
     if folder is not None:
-        raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")
+        raise InputError(
+            "folder: got a folder, expected None: only 'gram' and 'sketch' of SVCCA and CCA keep anything on disk"
+        )
     refuse_sketching({"directions": directions, "power": power})
 
 
@@ -292,7 +299,7 @@ def _two_models(
 ) -> LayerComparison:
     with contextlib.ExitStack() as stack:
         first = LayerPairs(sweep, options, rule, bounds, pairing, progress, stack)
-        sweep.run(first.add, "compare")
+        first.run()
         sweep.report_silent()
         names = {key: sweep.names(key) for key in sweep.taps}
         correlate_pair, n = first.pairing({key + name: key for key, own in names.items() for name in own})
@@ -304,6 +311,7 @@ def _two_models(
                 row.append(result)
                 notes += [(f"layers a:{a} and b:{b}", note) for note in own_notes]
             results.append(tuple(row))
+        first.done()
     tell(notes, stacklevel=3)
     return LayerComparison(
         measure=pairing["measure"],

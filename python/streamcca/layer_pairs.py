@@ -11,9 +11,10 @@ from typing import Any
 from streamcca.errors import InputError, MemoryLimitError, ReplayError, StreamCCAWarning
 from streamcca.gram import form_view, remove_files
 from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
+from streamcca.layers_checkpoint import LayersCheckpoint, key_of
 from streamcca.moments import Moments
 from streamcca.pairing import Progress, correlate
-from streamcca.plan import Plan, Way, kept_by, plan_among, replay_bytes
+from streamcca.plan import Plan, Strategy, Way, kept_by, plan_among, replay_bytes
 from streamcca.projection import Projector
 from streamcca.qr import QRMoments
 from streamcca.qr_cca import qr_correlate, qr_cut
@@ -58,13 +59,40 @@ class LayerPairs:
         if bounds["strategy"] in ("replay", "sketch"):
             check_repeatable(sweep)
         _check_sketching(bounds)
+        self._file = LayersCheckpoint()
+        if bounds["folder"] is not None and bounds["strategy"] in ("auto", "sketch"):
+            key = key_of(sweep, rule, bounds["directions"], bounds["power"], options["precision"])
+            self._file = LayersCheckpoint(Path(bounds["folder"]), key)
+
+    def run(self) -> None:
+        """Run the first pass, or what an earlier attempt has left of it."""
+        if self._file.saved is None:
+            self._sweep.run(self.add, "compare", counted=self._keep)
+            return
+        check_repeatable(self._sweep)
+        facts = self._file.facts
+        self._widths = dict(facts["widths"])
+        self._plan(facts["rows"], facts["itemsize"], "sketch")
+        self._start_sketches(facts["itemsize"])
+        first = self._sweep.run_first()
+        check_same_layers(first, self._widths)
+        if self.sketches.first_pass:
+            self._sweep.run(self.add, "compare", self.sketches.batches, self._keep)
+
+    def _keep(self, batches: int) -> None:
+        if self.bill.strategy == "sketch":
+            self.sketches.keep(batches)
+
+    def done(self) -> None:
+        """Remove what was kept for a restart."""
+        self._file.remove()
 
     def add(self, batch: BatchRows) -> None:
         """Count the rows of one batch; the first shows the widths, by which the way is chosen."""
         count = len(next(iter(batch.values())))
         if self._widths is None:
             self._widths = {name: int(x.shape[1]) for name, x in batch.items()}
-            self._start(batch, count)
+            self._start(count, max(x.element_size() for x in batch.values()))
         check_same_layers(batch, self._widths)
         if self.bill.strategy == "gram":
             self.spool.add(batch, self._rows)
@@ -76,7 +104,8 @@ class LayerPairs:
             self.moments.update(batch)
         self._rows += count
 
-    def _start(self, batch: BatchRows, count: int) -> None:
+    def _plan(self, count: int, itemsize: int, strategy: Strategy) -> None:
+        """Choose the way, by what the first batch has shown."""
         assert self._widths is not None  # noqa: S101 - `add` set them
         own, cross = [(name, name) for name in self._widths], cross_pairs(self._widths)
         # The last batch may be smaller, so this is the most that there can be; without a length, what is known.
@@ -89,14 +118,19 @@ class LayerPairs:
             pairs=own + cross,
             memory=self._bounds["memory"],
             replay=self._sweep.repeatable,
-            strategy=self._bounds["strategy"],
+            strategy=strategy,
             kept=kept_by(self._rule),
-            itemsize=max(x.element_size() for x in batch.values()),
+            itemsize=itemsize,
             directions=self._bounds["directions"],
             power=self._bounds["power"],
         )
         if progress_wanted(self._progress):
             print(self.bill, file=sys.stderr)
+
+    def _start(self, count: int, itemsize: int) -> None:
+        assert self._widths is not None  # noqa: S101 - `add` set them
+        self._plan(count, itemsize, self._bounds["strategy"])
+        own, cross = [(name, name) for name in self._widths], cross_pairs(self._widths)
         way, folder = self.bill.strategy, self._bounds["folder"]
         if way == "gram":
             if folder is None:
@@ -105,12 +139,15 @@ class LayerPairs:
                 folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="streamcca-spool-"))
             self.spool = Spool(Path(folder))
             return
-        if folder is not None:
-            raise InputError("folder: got a folder, expected None: only strategy='gram' keeps anything on disk")
+        if folder is not None and way != "sketch":
+            raise InputError(
+                f"folder: got a folder, expected None: {way!r} keeps nothing on disk, only 'gram' and 'sketch' do"
+            )
         if way in ("replay", "sketch"):
             self._sweep.remember()
         if way == "sketch":
-            self.sketches = self._sketches(batch, cross)
+            self._file.facts = {"widths": list(self._widths.items()), "rows": count, "itemsize": itemsize}
+            self._start_sketches(itemsize)
             return
         refuse_sketching({name: self._bounds[name] for name in ("directions", "power")})
         if way == "qr":
@@ -118,19 +155,24 @@ class LayerPairs:
             return
         self.moments = Moments(self._widths, pairs=own + (cross if way == "covariance" else []), **self._options)
 
-    def _sketches(self, batch: BatchRows, cross: list[tuple[str, str]]) -> LayerSketches:
+    def _start_sketches(self, itemsize: int) -> None:
         assert self._widths is not None  # noqa: S101 - `add` set them
+        if self._bounds["folder"] is not None:
+            folder = Path(self._bounds["folder"])
+            folder.mkdir(parents=True, exist_ok=True)
+            self._stack.callback(_remove_empty, folder)
         sketching = Sketching(self._bounds["directions"], self._bounds["power"], self._options["precision"])
-        return LayerSketches(
+        self.sketches = LayerSketches(
             self._sweep,
             self._widths,
             self._rule,
             {name: self._value(name[:2]) for name in self._widths},
             sketching,
-            double=any(x.element_size() == 8 for x in batch.values()),
+            double=itemsize == 8,
             bill=self.bill,
-            pairs=cross,
+            pairs=cross_pairs(self._widths),
             threads=self._options["threads"],
+            file=self._file,
         )
 
     def _ways(self) -> tuple[Way, ...]:
@@ -150,7 +192,7 @@ class LayerPairs:
         if self.bill.strategy == "gram":
             return self._pair_scores(views), self._rows
         if self.bill.strategy == "sketch":
-            return self._pair_sketches(), self._rows
+            return self._pair_sketches(), self.sketches.n
         if self.bill.strategy == "qr":
             return self._pair_factors(views), self.factor.n
         truncated = {
@@ -197,6 +239,11 @@ class LayerPairs:
             spaces[name] = truncate_gram(one, name, self._rule, self._value(key))
         remove_files(self.spool.folder, self.spool)
         return lambda a, b: correlate_scores(spaces[a], spaces[b], **self._pairing)
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _check_sketching(bounds: Mapping[str, Any]) -> None:

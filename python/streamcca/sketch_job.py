@@ -17,7 +17,16 @@ from streamcca.range_finder import RangeFinder
 from streamcca.results import CCAResult
 from streamcca.sketch import Sketch
 from streamcca.sketch_result import default_directions
-from streamcca.sketch_state import Checkpoint, Ranks, RowPrints, View
+from streamcca.sketch_state import (
+    Checkpoint,
+    Ranks,
+    RowPrints,
+    View,
+    packed,
+    part_of,
+    restore_views,
+    views_state,
+)
 from streamcca.sketch_views import (
     Blocks,
     coordinates,
@@ -111,7 +120,7 @@ class Job:
         if self._saved is None:
             starts = [kind(width, self.directions(i), self.dtype) for i, width in enumerate(self.widths)]
         else:
-            starts = [kind.from_state_dict(self._part(name)) for name in "xy"]
+            starts = [kind.from_state_dict(part_of(self._saved, name)) for name in "xy"]
             self.prints.restore(self._saved["tensors"]["prints"])
             self._saved = None
         description = "range finder" if self.options.range_finder else "sketch"
@@ -178,7 +187,7 @@ class Job:
             ready_for_replay(view, self.dtype)
         moments = Moments({view.name: size_of(view) for view in self.views}, precision="float64", threads=self.threads)
         if self._saved is not None and "moments" in self._saved["meta"]:
-            moments.load_state_dict(self._part("moments"))
+            moments.load_state_dict(part_of(self._saved, "moments"))
         for at, blocks in self._blocks(self.first, "replay"):
             moments.update({view.name: coordinates(view, rows) for view, rows in zip(self.views, blocks, strict=True)})
             if self.file.due:
@@ -222,41 +231,21 @@ class Job:
             "first": first,
             "n": self.n,
         }
-        tensors = {**tensors, "prints": self.prints.array()}
-        for name, state in states.items():
-            meta[name] = state["meta"]
-            tensors |= {f"{name}/{key}": value for key, value in state["tensors"].items()}
+        own_meta, own_tensors = packed(states)
+        meta |= own_meta
+        tensors = {**tensors, **own_tensors, "prints": self.prints.array()}
         if stage:
-            meta["views"] = [
-                {"trace": view.trace, "cap": _finite(view.cap), "parts": len(view.parts)} for view in self.views
-            ]
-            for view in self.views:
-                tensors[f"center.{view.name}"] = view.center  # type: ignore[assignment]
-                tensors |= {f"part.{view.name}.{i}": part for i, part in enumerate(view.parts)}
+            views = views_state(self.views)
+            meta["views"] = views["meta"]
+            tensors |= views["tensors"]
         self.file.save(meta, tensors)
-
-    def _part(self, name: str) -> dict[str, Any]:
-        assert self._saved is not None  # noqa: S101 - only then
-        prefix = f"{name}/"
-        tensors = {key[len(prefix) :]: value for key, value in self._saved["tensors"].items() if key.startswith(prefix)}
-        return {"meta": self._saved["meta"][name], "tensors": tensors}
 
     def _restore(self) -> None:
         assert self._saved is not None  # noqa: S101 - only then
         meta, tensors = self._saved["meta"], self._saved["tensors"]
         self.prints.restore(tensors["prints"])
         self.first, self.n = int(meta["first"]), int(meta["n"])
-        for view, known in zip(self.views, meta["views"], strict=True):
-            view.trace = known["trace"]
-            view.cap = float("inf") if known["cap"] is None else known["cap"]
-            view.center = tensors[f"center.{view.name}"]
-            view.parts = [tensors[f"part.{view.name}.{i}"] for i in range(known["parts"])]
-            if f"sum.{view.name}" in tensors:
-                view.spare = tensors[f"sum.{view.name}"]
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+        restore_views(self.views, meta["views"], tensors)
 
 
 def _first_rows_of(passes: PairPasses) -> tuple[int, int, set[str]]:

@@ -10,13 +10,14 @@ import numpy as np
 
 from streamcca import wide
 from streamcca.errors import InputError, MemoryLimitError, NonFiniteError, StreamCCAWarning
+from streamcca.layers_checkpoint import LayersCheckpoint
 from streamcca.moments import Moments
 from streamcca.plan import Plan
 from streamcca.results import CCAResult
 from streamcca.sketch import Sketch
 from streamcca.sketch_result import default_directions
 from streamcca.sketch_route import sketch_cost
-from streamcca.sketch_state import TooFewError, View
+from streamcca.sketch_state import TooFewError, View, part_of, restore_views, views_state
 from streamcca.sketch_views import (
     Blocks,
     CutView,
@@ -68,6 +69,17 @@ class LayerSketches:
         The pairs to be compared.
     threads : int, optional
         As in `Moments`.
+    file : LayersCheckpoint
+        Where the state is kept between batches; what an earlier attempt has left there is gone on from.
+
+    Attributes
+    ----------
+    n : int
+        Rows.
+    batches : int
+        Batches of the present pass that an earlier attempt has counted.
+    first_pass : bool
+        Whether the present pass is the first.
     """
 
     def __init__(
@@ -81,6 +93,7 @@ class LayerSketches:
         bill: Plan,
         pairs: list[tuple[str, str]],
         threads: int | None,
+        file: LayersCheckpoint,
     ) -> None:
         self._sweep, self._rule, self._values, self._pairs = sweep, rule, dict(values), pairs
         self._sketching, self._bill, self._threads = sketching, bill, threads
@@ -95,7 +108,53 @@ class LayerSketches:
         self.n = 0
         self._cuts: dict[str, CutView] = {}
         self._moments: Moments | None = None
-        self._begin(views)
+        self._file = file
+        self._stage = 0  # sketches; from 1 on power steps; after these the replay
+        self._stepping: list[str] = []  # sketched, without power steps yet
+        self.batches, self.first_pass = 0, True
+        self._left: dict[str, Any] | None = None  # of a pass after the sketches that was broken off
+        if file.saved is None:
+            self._begin(views)
+        else:
+            self._restore(file.saved)
+            file.saved = None
+
+    # ------------------------------------------------------------------ the checkpoint
+
+    def _save(self, batches: int, states: dict[str, Any], tensors: dict[str, wide.AnyArray]) -> None:
+        known = [name for name in self._views if name not in self._starts]
+        views = views_state(self._views[name] for name in known)
+        meta = {
+            "stage": self._stage,
+            "batches": batches,
+            "first_pass": self.first_pass,
+            "n": self.n,
+            "directions": self._directions,
+            "sketched": list(self._starts),
+            "stepping": self._stepping,
+            "known": known,
+            "views": views["meta"],
+        }
+        self._file.save(meta, {**states, "sweep": self._sweep.state_dict()}, {**views["tensors"], **tensors})
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        meta = saved["meta"]
+        self._stage, self.batches, self.first_pass = meta["stage"], meta["batches"], meta["first_pass"]
+        self.n, self._directions, self._stepping = meta["n"], dict(meta["directions"]), list(meta["stepping"])
+        self._sweep.load_state_dict(part_of(saved, "sweep"))
+        restore_views((self._views[name] for name in meta["known"]), meta["views"], saved["tensors"])
+        self._begin(())
+        self._starts = {
+            name: Sketch.from_state_dict(part_of(saved, f"sketch.{i}")) for i, name in enumerate(meta["sketched"])
+        }
+        self._left = saved if self._stage else None
+
+    def keep(self, batches: int) -> None:
+        """Save the sketches if it is time to; after a batch that all have taken, the one of that number."""
+        if self._file.due:
+            self._save(
+                batches, {f"sketch.{i}": start.state_dict() for i, start in enumerate(self._starts.values())}, {}
+            )
 
     # ------------------------------------------------------------------ the passes
 
@@ -137,23 +196,35 @@ class LayerSketches:
         MemoryLimitError
             More directions do not fit.
         """
-        sketched, stepping = list(self._views), list[str]()
         while True:
-            lacking = [name for name in sketched if not self._enough(name, self._take_over)]
-            stepping += [name for name in sketched if name not in lacking]
+            lacking = [] if self._stage else self._sketched()
             if not lacking:
-                self._power_steps([self._views[name] for name in stepping])
+                self._power_steps([self._views[name] for name in self._stepping])
                 self._replay()
-                stepping = []
+                self._stepping = []
                 lacking = [name for name in self._views if not self._enough(name, self._cut)]
             if not lacking:
                 return
             self._moments, self._cuts = None, {}
             for name in lacking:
                 self._views[name] = View(name, self._views[name].width)
+            self._stage = 0
             self._begin(lacking)
-            self._sweep.run(self.add, "more directions")
-            sketched = lacking
+
+    def _sketched(self) -> list[str]:
+        """End a pass of sketches, and run it first if it is not that of the caller; return what lacks directions."""
+        if not self.first_pass:
+            self._run(self.add, "more directions", self.keep)
+        self.batches, self.first_pass = 0, False
+        names = list(self._starts)
+        lacking = [name for name in names if not self._enough(name, self._take_over)]
+        self._stepping += [name for name in names if name not in lacking]
+        self._stage = 0 if lacking else 1
+        return lacking
+
+    def _run(self, add: Callable[[BatchRows], None], description: str, counted: Callable[[int], None]) -> None:
+        skip, self.batches = self.batches, 0
+        self._sweep.run(add, description, skip, counted)
 
     def _enough(self, name: str, step: Callable[[str], None]) -> bool:
         """Take a step that may find too few directions of a layer; then it will have more, if it may."""
@@ -177,30 +248,54 @@ class LayerSketches:
             )
         take_over(self._views[name], start, self.dtype, self._rule, self._values[name])
 
-    def _each_block(self, views: list[View], consume: Callable[[list[wide.AnyArray]], None], description: str) -> None:
+    def _each_block(
+        self,
+        views: list[View],
+        consume: Callable[[list[wide.AnyArray]], None],
+        description: str,
+        state: Callable[[], tuple[dict[str, Any], dict[str, wide.AnyArray]]],
+    ) -> None:
+        """Run a pass of blocks of centered rows; `state` is what `consume` has made of them, to be kept."""
         blocks = Blocks(views, self.dtype)
+        if self._left is not None:
+            blocks.wait([self._left["tensors"][f"wait.{view.name}"] for view in views])
+            self._left = None
+
+        def keep(batches: int) -> None:
+            if self._file.due:
+                # A batch ends within a block: its rows that wait are part of the state, or other blocks would follow.
+                waiting = {f"wait.{view.name}": rows for view, rows in zip(views, blocks.waiting(), strict=True)}
+                states, tensors = state()
+                self._save(batches, states, tensors | waiting)
 
         def add(batch: BatchRows) -> None:
             for block in blocks.add([values_of(batch[view.name]) for view in views]):
                 consume(block)
 
-        self._sweep.run(add, description)
+        self._run(add, description, keep)
         for block in blocks.rest():
             consume(block)
 
     def _power_steps(self, views: list[View]) -> None:
-        for step in range(1, self._sketching.power + 1):
-            sums = [empty_sums(view, self.dtype) for view in views]
+        for step in range(self._stage, self._sketching.power + 1):
+            self._stage = step
+            sums = [empty_sums(view, self.dtype, fresh=self._left is None) for view in views]
+
+            def state(
+                sums: list[wide.AnyArray] = sums,
+            ) -> tuple[dict[str, Any], dict[str, wide.AnyArray]]:
+                return {}, {f"sum.{view.name}": total for view, total in zip(views, sums, strict=True)}
 
             def add_up(block: list[wide.AnyArray], sums: list[wide.AnyArray] = sums) -> None:
                 for view, total, rows in zip(views, sums, block, strict=True):
                     wide.add_outer(total, wide.project(rows, view.parts), rows)
 
-            self._each_block(views, add_up, f"power step {step}")
+            self._each_block(views, add_up, f"power step {step}", state)
             for view, total in zip(views, sums, strict=True):
                 end_power_step(view, total, last=step == self._sketching.power)
 
     def _replay(self) -> None:
+        self._stage = self._sketching.power + 1
         views = list(self._views.values())
         for view in views:
             if view.probes is None:
@@ -212,11 +307,13 @@ class LayerSketches:
             precision="float64",
             threads=self._threads,
         )
+        if self._left is not None:
+            moments.load_state_dict(part_of(self._left, "moments"))
 
         def project(block: list[wide.AnyArray]) -> None:
             moments.update({view.name: coordinates(view, rows) for view, rows in zip(views, block, strict=True)})
 
-        self._each_block(views, project, "replay")
+        self._each_block(views, project, "replay", lambda: ({"moments": moments.state_dict()}, {}))
         self._moments = moments
 
     # ------------------------------------------------------------------ the answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,46 @@ class View:
     trace: float = 0.0
     cap: float = float("inf")  # proved bound of the covariance outside the basis
     probes: AnyArray | None = None
+
+
+def views_state(views: Iterable[View]) -> dict[str, Any]:
+    """Return what is known of views since their sketches ended, as ``{'meta', 'tensors'}``; `spare` is the job's."""
+    meta: list[dict[str, Any]] = []
+    tensors: dict[str, Any] = {}
+    for view in views:
+        cap = view.cap if np.isfinite(view.cap) else None
+        meta.append({"trace": view.trace, "cap": cap, "parts": len(view.parts)})
+        tensors[f"center.{view.name}"] = view.center
+        tensors |= {f"part.{view.name}.{i}": part for i, part in enumerate(view.parts)}
+    return {"meta": meta, "tensors": tensors}
+
+
+def restore_views(views: Iterable[View], meta: Iterable[Mapping[str, Any]], tensors: Mapping[str, AnyArray]) -> None:
+    """Inverse of `views_state`; sums of a power step that was not done become the views' spare memory."""
+    for view, known in zip(views, meta, strict=True):
+        view.trace = known["trace"]
+        view.cap = float("inf") if known["cap"] is None else known["cap"]
+        view.center = tensors[f"center.{view.name}"]
+        view.parts = [tensors[f"part.{view.name}.{i}"] for i in range(known["parts"])]
+        if f"sum.{view.name}" in tensors:
+            view.spare = tensors[f"sum.{view.name}"]
+
+
+def packed(states: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, AnyArray]]:
+    """Return the meta and the tensors of several states as those of one."""
+    meta: dict[str, Any] = {}
+    tensors: dict[str, AnyArray] = {}
+    for name, state in states.items():
+        meta[name] = state["meta"]
+        tensors |= {f"{name}/{key}": value for key, value in state["tensors"].items()}
+    return meta, tensors
+
+
+def part_of(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return one of the states that were `packed`."""
+    prefix = f"{name}/"
+    tensors = {key[len(prefix) :]: value for key, value in saved["tensors"].items() if key.startswith(prefix)}
+    return {"meta": saved["meta"][name], "tensors": tensors}
 
 
 class RowPrints:

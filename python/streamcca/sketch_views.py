@@ -77,6 +77,16 @@ class Blocks:
         if self.pending:
             yield self._handed_out()
 
+    def waiting(self) -> list[AnyArray]:
+        """Return the rows of each view that wait, centered; views of memory that changes."""
+        return [block[: self.pending] for block in self._blocks]
+
+    def wait(self, waiting: Sequence[AnyArray]) -> None:
+        """Take what `waiting` returned, before any batch: blocks are then those of a pass that was not broken off."""
+        self.pending = len(waiting[0])
+        for block, rows in zip(self._blocks, waiting, strict=True):
+            block[: self.pending] = rows
+
     def _handed_out(self) -> list[AnyArray]:
         count, self.pending = self.pending, 0
         self.rows += count

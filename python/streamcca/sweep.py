@@ -25,6 +25,7 @@ _COLUMNS_LOOKED_AT = 16
 # Sums of a few columns that differ by more are no rounding of another order of additions: dropout and other rows are
 # far above for any batch below 10^8 rows, float32 noise of a nondeterministic kernel far below.
 _SAME = 1e-5
+_OTHER_INPUTS = "the loader gave other inputs; turn shuffling and random augmentation off, or fix their seed"
 
 
 @contextlib.contextmanager
@@ -119,7 +120,7 @@ class _Print:
     def differs(self, other: _Print) -> str:
         """Say what is not the same; empty if all is."""
         if self.checksum != other.checksum:
-            return "the loader gave other inputs; turn shuffling and random augmentation off, or fix their seed"
+            return _OTHER_INPUTS
         for name, (count, total, size) in self.layers.items():
             other_count, other_total, _ = other.layers.get(name, (-1, 0.0, 0.0))
             if count != other_count or not abs(total - other_total) <= _SAME * size:
@@ -162,6 +163,12 @@ class Sweep:
         self._progress = progress
         self._prints: list[_Print] | None = None
         self._replaying = False
+        self._ended = False  # a run with prints, from the first batch to the last
+
+    @property
+    def rows(self) -> Rows:
+        """What a row was asked to be."""
+        return self._rows
 
     @property
     def repeatable(self) -> bool:
@@ -174,8 +181,26 @@ class Sweep:
         if self._prints is None:
             self._prints = []
 
-    def run(self, consume: Callable[[BatchRows], None], description: str) -> None:
+    def run(
+        self,
+        consume: Callable[[BatchRows], None],
+        description: str,
+        skip: int = 0,
+        counted: Callable[[int], None] | None = None,
+    ) -> None:
         """Send the rows of every batch to `consume`.
+
+        Parameters
+        ----------
+        consume : callable
+            Takes the rows of all layers.
+        description : str
+            Of the progress bar.
+        skip : int
+            So many batches were consumed by an attempt whose prints were restored: their inputs are read and compared,
+            and no model runs on them.
+        counted : callable, optional
+            Called after every batch that was consumed and remembered, with the number of batches so far.
 
         Raises
         ------
@@ -186,32 +211,93 @@ class Sweep:
         ReplayError
             Another run after one with `remember` brought other inputs or other rows.
         """
-        # A replay is a run after one that has ended.
-        self._replaying = bool(self._prints)
-        self.inputs_checksum = 0
+        self._replaying = self._ended
+        if self._prints is not None and not self._replaying:
+            del self._prints[skip:]  # of a run that was broken off
         count = 0
+        with self._running(description, self._progress) as bar:
+            for batches in self._batches():
+                # Before the models run: they may change their inputs in place.
+                inputs = None if self._prints is None else self._checksum(batches)
+                if count < skip:
+                    self._check_inputs(count, inputs)
+                else:
+                    self._run_batch(count, batches, inputs, consume)
+                count += 1
+                bar.update(1)
+                if counted is not None and count > skip:
+                    counted(count)
+        if self._replaying or count < skip:
+            self._check_length(count)
+        if not count:
+            raise InputError("the loader is empty; expected at least one batch")
+        self._ended = self._prints is not None
+
+    @contextlib.contextmanager
+    def _running(self, description: str, progress: Any) -> Iterator[Any]:
+        """Models in eval mode that are listened to, and a bar."""
+        self.inputs_checksum = 0
         with contextlib.ExitStack() as stack:
             stack.enter_context(eval_mode(*(tap.model for tap in self.taps.values())))
             for tap in self.taps.values():
                 stack.callback(tap.detach)
                 tap.attach()
-            bar = stack.enter_context(progress_bar(self._progress, self.length, "batch", description))
+            yield stack.enter_context(progress_bar(progress, self.length, "batch", description))
+
+    def _run_batch(
+        self, index: int, batches: Mapping[str, Any], inputs: int | None, consume: Callable[[BatchRows], None]
+    ) -> None:
+        self._run_models(batches)
+        rows = self._take()
+        if self._replaying:
+            self._check_batch(index, inputs, rows)
+        consume(rows)
+        if self._prints is not None and not self._replaying:
+            self._prints.append(_Print(self._checksum(batches) if inputs is None else inputs, rows))
+
+    # ------------------------------------------------------------------ what a killed attempt has left
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered of the batches, as ``{'meta', 'tensors'}``."""
+        prints = self._prints or []
+        layers = list(prints[0].layers) if prints else []
+        sums = [[known.layers[name] for name in layers] for known in prints]
+        return {
+            "meta": {"layers": layers, "ended": self._ended},
+            "tensors": {
+                "inputs": np.array([known.checksum for known in prints], dtype=np.int64),
+                "sums": np.array(sums, dtype=np.float64).reshape(len(prints), len(layers), 3),
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        meta, tensors = state["meta"], state["tensors"]
+        self._prints = []
+        for inputs, sums in zip(tensors["inputs"], tensors["sums"], strict=True):
+            known = _Print(int(inputs), {})
+            known.layers = {
+                name: (int(x[0]), x[1], x[2]) for name, x in zip(meta["layers"], sums.tolist(), strict=True)
+            }
+            self._prints.append(known)
+        self._ended = bool(meta["ended"])
+
+    def run_first(self) -> BatchRows:
+        """Run the models on the first batch alone, which must be the one remembered, and return its rows.
+
+        It shows which layers there are and what a row is, as in a first pass; and that models, masks and all else that
+        decides rows are those of the attempt whose prints were restored (ReplayError if not).
+        """
+        with self._running("first batch", progress=False):
             for batches in self._batches():
-                # Before the models run: they may change their inputs in place.
-                inputs = None if self._prints is None else self._checksum(batches)
+                inputs = self._checksum(batches)
                 self._run_models(batches)
                 rows = self._take()
-                if self._replaying:
-                    self._check_batch(count, inputs, rows)
-                consume(rows)
-                if self._prints is not None and not self._replaying:
-                    self._prints.append(_Print(self._checksum(batches) if inputs is None else inputs, rows))
-                count += 1
-                bar.update(1)
-        if self._replaying:
-            self._check_length(count)
-        if not count:
-            raise InputError("the loader is empty; expected at least one batch")
+                self._check_batch(0, inputs, rows)
+                return rows
+        raise InputError("the loader is empty; expected at least one batch")
+
+    # ------------------------------------------------------------------ what is known since
 
     def names(self, key: str) -> list[str]:
         """Return the layers of one model that were called, in the order of the model."""
@@ -286,6 +372,11 @@ class Sweep:
         difference = self._prints[index].differs(_Print(inputs, rows))
         if difference:
             raise ReplayError(f"replay: batch {index} is not that of the first pass: {difference}")
+
+    def _check_inputs(self, index: int, inputs: int | None) -> None:
+        assert self._prints is not None  # noqa: S101 - an attempt has left them
+        if inputs != self._prints[index].checksum:
+            raise ReplayError(f"replay: batch {index} is not that of the first pass: {_OTHER_INPUTS}")
 
     def _check_length(self, count: int) -> None:
         expected = len(self._prints or ())
