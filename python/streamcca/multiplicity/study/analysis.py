@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca.errors import InputError
 from streamcca.multiplicity.answers.average_precision import average_precision
 from streamcca.multiplicity.answers.calibration import temperature_scaling
 from streamcca.multiplicity.answers.contested import contested_rows
@@ -94,10 +96,19 @@ def _layers(folder: Path, model: StudyModel) -> list[str]:
 def calibration(folder: Path) -> dict[str, Any]:
     """Fit a temperature to each model's i.i.d. answers."""
     predictions = predictions_of(folder, "iid")
-    return {
-        name: temperature_scaling(predictions.logits(name), predictions.known_labels).to_dict()
-        for name in predictions.names
-    }
+    return {name: fitted_temperature(predictions.logits(name), predictions.known_labels) for name in predictions.names}
+
+
+def fitted_temperature(logits: Any, labels: Any) -> dict[str, Any]:
+    """Fit a temperature; where all labels are right there is no best one, and it stays 1.
+
+    At the lower bound a model would be sure of everything, and overrule every partner, since it is right on the very
+    rows that it is measured on.
+    """
+    found = temperature_scaling(logits, labels).to_dict()
+    if found["at_bound"] == "lower":
+        found |= {"temperature": 1.0} | {f"{key}_after": found[f"{key}_before"] for key in ("nll", "brier", "ece")}
+    return found
 
 
 def _calibrated(folder: Path, temperatures: dict[str, float]) -> Predictions:
@@ -231,6 +242,20 @@ def attributes(config: StudyConfig, labels: np.ndarray[Any, Any]) -> np.ndarray[
     return np.stack([np.isin(labels, classes) for classes in config.downstream.values()], axis=1).astype(np.int64)
 
 
+def check_downstream(config: StudyConfig, classes: int) -> None:
+    """Refuse attributes that no class, or every class, has.
+
+    Raises
+    ------
+    InputError
+    """
+    for name, has in config.downstream.items():
+        if not has or max(has) >= classes or len(set(has)) == classes:
+            raise InputError(
+                f"[downstream].{name}: got {list(has)}, expected some, not all, of the classes 0 to {classes - 1}"
+            )
+
+
 def foretelling(folder: Path, rows: list[int]) -> dict[str, Any]:
     """Measure RM and PM of each group on fewer models, and on fewer probe rows."""
     config, models = _study(folder)
@@ -245,20 +270,22 @@ def foretelling(folder: Path, rows: list[int]) -> dict[str, Any]:
         key: finite_sample_models(matrix, places, draws=_CURVE_DRAWS, seed=seed)
         for key, matrix in (("rm", rm), ("pm", pm))
     }
-    by_rows = finite_sample_rows(
-        {model.name: answers_of(folder, model)["scores"] for model in models if model.group in groups},
-        groups,
-        rows,
-        layers={model.name: _layers(folder, model) for model in models if model.group in groups},
-        draws=_ROW_DRAWS,
-        seed=seed,
-        progress=False,
-    )
+    by_rows: Sequence[FloatArray] = ()
+    if rows:  # none under a ridge
+        by_rows = finite_sample_rows(
+            {model.name: answers_of(folder, model)["scores"] for model in models if model.group in groups},
+            groups,
+            rows,
+            layers={model.name: _layers(folder, model) for model in models if model.group in groups},
+            draws=_ROW_DRAWS,
+            seed=seed,
+            progress=False,
+        ).draws
     of_rows = _pm_of_rows(folder, config, groups, rows)
     return {
         "groups": list(groups),
         "models": {"counts": list(by_models["rm"].counts), **{k: _listed(v.draws) for k, v in by_models.items()}},
-        "rows": {"counts": rows, "rm": _listed(by_rows.draws), "pm": _listed(of_rows)},
+        "rows": {"counts": rows, "rm": _listed(by_rows), "pm": _listed(of_rows)},
     }
 
 
@@ -267,7 +294,7 @@ def _listed(draws: Any) -> list[Any]:
 
 
 def _pm_of_rows(folder: Path, config: StudyConfig, groups: dict[str, list[str]], counts: list[int]) -> list[FloatArray]:
-    """Return PM (draws, groups) of each group on random rows, the same rows as those of RM, for each count."""
+    """Return PM (draws, groups) of each group on random test rows for each count; of RM's, if these are test rows."""
     predictions = predictions_of(folder, "iid")
     of_rows = np.empty((len(groups), predictions.n))
     for g, names in enumerate(groups.values()):

@@ -296,7 +296,7 @@ def _predictors(answers: Answers) -> dict[str, Any]:
     ]
     target = next(iter(targets), None)
     curves: dict[str, Any] = {"models": {}, "rows": {}}
-    if target is not None:
+    if target is not None and "foretelling" in answers:
         measured = answers["foretelling"]
         for key in curves:
             draws = {one: [_numbers(d) for d in measured[key][one]] for one in ("rm", "pm")}

@@ -7,13 +7,15 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from streamcca.errors import InputError, MissingFileError
+from streamcca.multiplicity.study.limits import check_limits
 from streamcca.multiplicity.study.sections import read_section
+from streamcca.views import unknown_name
 
 _GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 # Keys of a group that say where its models come from and how they are read; all others are of the training method.
@@ -213,6 +215,7 @@ class StudyConfig:
             )
         if not 0.5 <= self.statistics.level < 1:
             raise InputError(f"{where}: [statistics].level: got {self.statistics.level:g}, expected 0.5 to below 1")
+        check_limits(self, where)
         for key in ("draws", "permutations"):
             if getattr(self.statistics, key) < 100:
                 raise InputError(f"{where}: [statistics].{key}: got {getattr(self.statistics, key)}, expected >= 100")
@@ -327,9 +330,22 @@ def _group(table: Any, defaults: Mapping[str, Any], members: int, where: str) ->
         given,
         None if layers is None else tuple(layers),
         table.get("features"),
-        dict(table.get("data", {})),
+        _other_data(table.get("data", {}), f"{where}.data"),
         str(table.get("trained_on", "")),
     )
+
+
+def _other_data(table: Any, where: str) -> dict[str, Any]:
+    """Check what data a group is trained on instead of the study's."""
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where}: got {table!r}, expected a table such as {{ shift = 'rotation:2' }}")
+    known = [one.name for one in fields(DataSettings)]
+    for key in table:
+        if key != "shift" and key not in known:
+            raise InputError(f"{where}: {unknown_name('setting', key, [*known, 'shift'])}")
+    own = {key: value for key, value in table.items() if key != "shift"}
+    read_section(DataSettings, own, where)
+    return own | {key: str(value) for key, value in table.items() if key == "shift"}
 
 
 def _count_of(given: Mapping[str, Any], members: Any, where: str) -> int:

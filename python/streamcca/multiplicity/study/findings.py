@@ -35,10 +35,9 @@ def findings(results: Results, answers: Answers) -> list[dict[str, Any]]:
         ("conversion", "the conversion rate rises along the ladder", NO_ONE),
     ):
         found.append(_trend(claim, ladder[quantity], source, rises=True))
-    found.append(_gain_with_inconsistency(results))
+    found.append(_gain_with_inconsistency(results, answers))
     if results["features_needed"]["along"]:
-        claim = "features of more differently trained models: fewer are needed for the same accuracy"
-        found.append(_trend(claim, results["features_needed"]["along"], NO_ONE, rises=False, digits=1))
+        found.append(_fewer_needed(results["features_needed"]))
     if results["mixing"]["gain"]:
         claim = "mixed features of more differently trained models gain more over the line between both"
         found.append(_trend(claim, results["mixing"]["gain"], NO_ONE, rises=True))
@@ -144,7 +143,24 @@ def _trend(claim: str, along: Mapping[str, Any], source: str, rises: bool, digit
     )
 
 
-def _gain_with_inconsistency(results: Results) -> dict[str, Any]:
+def _fewer_needed(needed: Results) -> dict[str, Any]:
+    """Read the trend of features needed; pairs that never got there count as all that were tried, which is too few.
+
+    In the upper half of the ladder too few speaks for the claim, in the lower half against it.
+    """
+    claim = "features of more differently trained models: fewer are needed for the same accuracy"
+    found = _trend(claim, needed["along"], NO_ONE, rises=False, digits=1)
+    if not needed["censored"]:
+        return found
+    rungs = needed["along"]["rungs"]
+    never = [place for place, rung in enumerate(rungs) if None in needed["rungs"][rung]["needed"]]
+    middle = (len(rungs) - 1) / 2
+    flattered = {FOUND: max(never) > middle, NOT_FOUND: min(never) < middle}.get(found["verdict"], False)
+    told = f"{found['evidence']}; {needed['censored']} pairs never reach it and count as all features that were tried"
+    return {**found, "verdict": UNDECIDED if flattered else found["verdict"], "evidence": told}
+
+
+def _gain_with_inconsistency(results: Results, answers: Answers) -> dict[str, Any]:
     """Correlate the gain of pairs on the ladder with their error inconsistency."""
     claim = "ensembles of pairs gain the more, the more inconsistent their errors are"
     pairs = [pair for rung in results["ladder"]["rungs"] for pair in rung["pairs"]]
@@ -154,24 +170,36 @@ def _gain_with_inconsistency(results: Results) -> dict[str, Any]:
     )
     if len(x) < 3 or not x.std() or not y.std():
         return _finding(claim, NO_ONE, UNDECIDED, f"{len(x)} pairs")
-    value = float(np.corrcoef(x, y)[0, 1])
-    names = sorted({name for pair in pairs for name in (pair["base"], pair["other"])})
-    left = []
-    for name in names:  # leaving models out, since pairs share them
-        keep = np.array([name not in (pair["base"], pair["other"]) for pair in pairs])
-        if keep.sum() > 2 and x[keep].std() and y[keep].std():
-            left.append(np.arctanh(np.clip(np.corrcoef(x[keep], y[keep])[0, 1], -1 + 1e-12, 1 - 1e-12)))
-    if len(left) < 3:
-        return _finding(claim, NO_ONE, UNDECIDED, f"{len(x)} pairs of {len(names)} models: Pearson {value:+.2f}")
-    from scipy.special import stdtrit
+    place = {name: i for i, name in enumerate(answers.names)}
+    ends = np.array([[place[pair["base"]], place[pair["other"]]] for pair in pairs])
+    strata = [[i for i in group if i in ends] for group in answers.groups.values()]
+    spared = [group for group in strata if len(group) > 1]
+    alone = [group[0] for group in strata if len(group) == 1]
 
-    m = len(left)
-    error = float(np.sqrt((m - 1) / m * np.sum((np.array(left) - np.mean(left)) ** 2)))
-    half = float(stdtrit(m - 1, (1 + results["settings"]["statistics"]["level"]) / 2)) * error
-    low, high = np.tanh(np.arctanh(value) - half), np.tanh(np.arctanh(value) + half)
+    def statistic(weights: FloatArray) -> FloatArray:
+        weights = weights.copy()
+        weights[:, alone] = 1
+        kept = weights[:, ends].prod(axis=2) > 0
+        return np.array([[_fisher(x[row], y[row])] for row in kept])
+
+    value = float(np.corrcoef(x, y)[0, 1])
+    if not spared:
+        return _finding(claim, NO_ONE, UNDECIDED, f"{len(x)} pairs: Pearson {value:+.2f}")
+    # Leaving models out, since pairs share them; on Fisher's scale.
+    found = jackknife(statistic, spared, len(answers.names), answers.level)[0]
+    told, count = f"Pearson {value:+.2f}", len(np.unique(ends))
+    if found.low is None or found.high is None:
+        return _finding(claim, NO_ONE, UNDECIDED, f"{len(x)} pairs of {count} models: {told}")
+    low, high = np.tanh(found.low), np.tanh(found.high)
     verdict = FOUND if low > 0 else NOT_FOUND if high < 0 else UNDECIDED
-    evidence = f"Pearson {value:+.2f} ({low:+.2f} to {high:+.2f}, leaving models out) over {len(x)} pairs of {m} models"
+    evidence = f"{told} ({low:+.2f} to {high:+.2f}, leaving models out) over {len(x)} pairs of {count} models"
     return _finding(claim, NO_ONE, verdict, evidence)
+
+
+def _fisher(x: FloatArray, y: FloatArray) -> float:
+    if len(x) < 3 or not x.std() or not y.std():
+        return float("nan")
+    return float(np.arctanh(np.clip(np.corrcoef(x, y)[0, 1], -1 + 1e-12, 1 - 1e-12)))
 
 
 def _interval(found: Mapping[str, Any], digits: int = 2) -> str:

@@ -122,7 +122,7 @@ def _matrix(place: Mapping[str, int], values: Mapping[tuple[str, str], float | N
 
 def _mixing(answers: Answers, pairs: Pairs, place: Mapping[str, int]) -> dict[str, Any]:
     probes = _of_pairs(answers, "mixed", pairs)
-    shares = list(answers.config.features.shares)
+    shares = sorted(set(answers.config.features.shares))  # as feature_mixing has them
     rungs: dict[str, Any] = {}
     for k, share in enumerate(shares):
         values = {pair: found["accuracy"][k]["value"] for some in probes.values() for pair, found in some.items()}
@@ -207,7 +207,8 @@ def _stacked(answers: Answers, pairs: Pairs, place: Mapping[str, int]) -> dict[s
                     "base_value": precision[a],
                     "other_value": precision[b],
                     "both_value": precision[STACKED],
-                    "gain": {"value": better["gain"], "low": better["low"], "high": better["high"]},
+                    "gain": values[a, b],
+                    "answers_gain": {"value": better["gain"], "low": better["low"], "high": better["high"]},
                 }
             )
     names = ", ".join(answers.config.downstream)

@@ -24,6 +24,16 @@ def models_of(config: StudyConfig, classes: int) -> list[StudyModel]:
         A method that cannot be trained; files that are missing; layers that do not go with those of other groups.
     """
     models = [model for group in config.groups for model in _models_of_group(config, group, classes)]
+    if len(models) < 2:
+        raise InputError(f"models: got {len(models)}, expected at least 2, since pairs are compared")
+    owners: dict[str, str] = {}
+    for model in models:
+        other = owners.setdefault(file_name(model.name), model.name)
+        if other != model.name:
+            raise InputError(
+                f"models {other!r} and {model.name!r} would share the files {file_name(model.name)}; give their groups "
+                "other names"
+            )
     names = [model.name for model in models]
     for name in names:
         if names.count(name) > 1:
@@ -145,8 +155,12 @@ def _trained(config: StudyConfig, group: GroupSettings) -> list[StudyModel]:
 def training_set_name(config: StudyConfig, group: GroupSettings) -> str:
     """Return what the training data of a group is called: models of other data are on the last rung of the ladder."""
     source = group.data.get("source", config.data.source)
-    shift = group.data.get("shift")
-    return f"{source}, {shift}" if shift else str(source)
+    changes = [
+        str(value) if key == "shift" else f"{key} {value}"
+        for key, value in sorted(group.data.items())
+        if key != "source" and value != getattr(config.data, key, None)
+    ]
+    return ", ".join([str(source), *changes])
 
 
 def _layers_of(group: GroupSettings) -> tuple[tuple[str, ...], str]:
@@ -166,7 +180,11 @@ def _stored(folder: Path) -> StoredAnswers:
 def identity_of(model: StudyModel) -> Any:
     """Return plain values that change when a model that was not trained here does: hashes of its files."""
     plain = model.to_dict()["source"]
-    return {"source": plain, "files": {key: _hash(Path(value)) for key, value in _paths(plain).items()}}
+    files = _paths(plain)
+    if model.stored is not None:  # stored beside the logits, or not at all
+        features = {half: answers_of(Path(), model)[half] for half in ("train", "test")}
+        files |= {f"features {half}": str(path) for half, path in features.items() if path.is_file()}
+    return {"source": plain, "files": {key: _hash(Path(value)) for key, value in files.items()}}
 
 
 def _paths(plain: Mapping[str, Any]) -> dict[str, str]:

@@ -152,8 +152,11 @@ def rm_against_pm(results: Results) -> Figure:
     """Draw groups by RM and PM, i.i.d. and out of distribution, with intervals and the correlation."""
     groups = [group for group in results["groups"] if group["rm"]["mean"] is not None]
     colors = colors_of([group["name"] for group in results["groups"]])
-    figure, axes = new_figure(3.9, 1, 2, sharex=True)
-    for ax, which, title in ((axes[0], "iid", "i.i.d. test set"), (axes[1], "ood", "out of distribution")):
+    tests = [("iid", "i.i.d. test set"), ("ood", "out of distribution")]
+    tests = [(which, title) for which, title in tests if which in results["association"]]
+    figure, axes = new_figure(3.9, 1, len(tests), sharex=True, squeeze=False)
+    axes = axes[0]
+    for ax, (which, title) in zip(axes, tests, strict=True):
         for group in groups:
             rm, pm = group["rm"]["mean"], group["pm"]["by_kind"][which]
             ax.errorbar(
@@ -268,7 +271,7 @@ def contested_images(results: Results) -> Figure:
     for ax, row in zip(axes.ravel(), rows, strict=False):
         image = np.moveaxis(np.array(row["image"]), 0, -1)
         ax.imshow(image[..., 0] if image.shape[-1] != 3 else image, cmap="gray", vmin=0, vmax=1)
-        ax.set_title(f"label {row['label']}\n{_cut(row['answers'])}", fontsize=7)
+        ax.set_title(f"label {row['label']}\n{_cut(row['answers'])}", fontsize=7, parse_math=False)
     for ax in axes.ravel():
         ax.set_axis_off()
     return figure

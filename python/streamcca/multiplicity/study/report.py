@@ -145,8 +145,10 @@ def _answers(results: Results) -> str:
     head += ["ambiguity", "discrepancy"]
     panels: list[Panel] = [
         (pictures.pm_bars, "PM of each group on the test set and on its shifted versions, with intervals over models."),
-        (pictures.pm_by_strength, "PM and accuracy as the test images move away from the training images."),
     ]
+    if kinds:
+        caption = "PM and accuracy as the test images move away from the training images."
+        panels.append((pictures.pm_by_strength, caption))
     if any(row["image"] is not None for row in results["contested"]):
         caption = "Test images on which all models differ most; in brackets, how many of them say so."
         panels.append((pictures.contested_images, caption))
@@ -246,33 +248,39 @@ def _knowledge(results: Results) -> str:
         ]
         for rung in rungs
     ]
-    panels: list[Panel] = [
-        (
-            feature_pictures.ladder,
-            "From pairs that differ by their seed only to pairs that differ by more and more. Dots: pairs; black: "
-            "mean and interval over models.",
-        ),
-        (feature_pictures.ensemble_gain, "The more two models err on different images, the more their ensemble gains."),
-        (
-            feature_pictures.confidence_plane,
-            "Each point is a test image: how sure the two models are. Where only one is right, is it the surer one?",
-        ),
-        (
-            feature_pictures.specialization,
-            "The same as an angle: near 0 both are as sure, to the right the base is surer.",
-        ),
-        (feature_pictures.mixing, "Linear probes on features drawn at random from two models."),
-        (
-            feature_pictures.feature_curves,
-            "Probes on the first features of two models together, ordered by "
-            f"{text(results['features_needed']['order'])}.",
-        ),
+    panels: list[Panel] = []
+    if rungs:
+        panels += [
+            (
+                feature_pictures.ladder,
+                "From pairs that differ by their seed only to pairs that differ by more and more. Dots: pairs; black: "
+                "mean and interval over models.",
+            ),
+            (
+                feature_pictures.ensemble_gain,
+                "The more two models err on different images, the more their ensemble gains.",
+            ),
+            (
+                feature_pictures.confidence_plane,
+                "Each point is a test image: how sure the two models are. Where only one is right, is it the surer "
+                "one?",
+            ),
+            (
+                feature_pictures.specialization,
+                "The same as an angle: near 0 both are as sure, to the right the base is surer.",
+            ),
+        ]
+    if results["mixing"]["rungs"]:
+        panels.append((feature_pictures.mixing, "Linear probes on features drawn at random from two models."))
+    if results["features_needed"]["rungs"]:
+        panels.append((feature_pictures.feature_curves, _curves_caption(results["features_needed"])))
+    panels.append(
         (
             feature_pictures.greedy_path,
             "Models are added one by one, each time the one that helps most on one half of the test set; solid: "
             "the other half.",
-        ),
-    ]
+        )
+    )
     stacked = [
         [
             row["rung"],
@@ -280,7 +288,8 @@ def _knowledge(results: Results) -> str:
             percent(row["base_value"]),
             percent(row["other_value"]),
             percent(row["both_value"]),
-            with_range(row["gain"]),
+            digits(row["gain"]),
+            with_range(row["answers_gain"]),
         ]
         for row in results["stacked"]["rows"]
     ]
@@ -313,8 +322,25 @@ def _knowledge(results: Results) -> str:
         + grid(results, *panels)
         + f"<h3>Stacked probe for another task: {text(results['stacked']['task'])}</h3>"
         + table(
-            ["rung", "pair", "base alone", "other alone", "both", "gain over the better"], stacked, numbers=(2, 3, 4, 5)
+            [
+                "rung",
+                "pair",
+                "base alone",
+                "other alone",
+                "both",
+                "gain over the better",
+                "gain in right answers over the better",
+            ],
+            stacked,
+            numbers=(2, 3, 4, 5, 6),
         )
+    )
+
+
+def _curves_caption(found: Mapping[str, Any]) -> str:
+    never = found["censored"]
+    return f"Probes on the first features of two models together, ordered by {found['order']}." + (
+        f" {never} pairs never get there and are no dots on the right." if never else ""
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from streamcca._backend import VERSION
 from streamcca.errors import ProcessError
 from streamcca.multiplicity.models.sources import StudyModel
+from streamcca.multiplicity.study.analysis import check_downstream, groups_of
 from streamcca.multiplicity.study.assemble import assemble
 from streamcca.multiplicity.study.config import StudyConfig
 from streamcca.multiplicity.study.members import (
@@ -109,6 +110,7 @@ def run_study(
         config = StudyConfig.from_dict({**config.to_dict(), "folder": str(folder)})
     data = data_of(config)
     models = models_of(config, len(data.classes))
+    check_downstream(config, len(data.classes))
     config.folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(config.folder), Workers(jobs) as workers:
         _write_settings(config)
@@ -246,14 +248,17 @@ class _Run:
         for start in _starts(config, self.models, accuracies):
             how = [config.predictions.ensemble, features.ensemble_size]
             tasks.append(self._task(f"greedy/{start}", "greedy", {**warm, "start": start}, how))
-        rows = [count for count in (50, 100, 200, 400, 800, 1600, 3200) if count <= self._probe_rows()]
-        tasks.append(self._task("foretelling", "foretelling", {"rows": rows}, asdict(config.predictions)))
-        shifted = set_names(config)[1:]
+        rows = [count for count in (50, 100, 200, 400, 800, 1600, 3200) if count <= self._rows_of_curves()]
         about = [config.predictions.measure, config.representation.measure]
+        if any(len(names) > 1 for names in groups_of(self.models).values()):
+            tasks.append(self._task("foretelling", "foretelling", {"rows": rows}, about))
+        shifted = set_names(config)[1:]
         for name, sets in (("iid", ["iid"]), *([("ood", shifted)] if shifted else [])):
             tasks.append(self._task(f"association/{name}", "associated", {"sets": sets}, about))
         if ladder.target is not None:
-            for pairs in chosen_pairs(ladder.pairs, features.pairs).values():
+            known = {model.name for model in self.models if self._has_features(model)}
+            probed = {rung: [p for p in pairs if known.issuperset(p)] for rung, pairs in ladder.pairs.items()}
+            for pairs in chosen_pairs(probed, features.pairs).values():
                 tasks += [task for a, b in pairs for task in self._pair_tasks(a, b, ladder.target)]
         return tasks
 
@@ -267,9 +272,17 @@ class _Run:
             tasks.append(self._task(f"stacked/{name}", "stacked", pair, self.config.downstream))
         return tasks
 
-    def _probe_rows(self) -> int:
+    def _has_features(self, model: StudyModel) -> bool:
+        files = answers_of(self.config.folder, model)
+        return files["train"].is_file() and files["test"].is_file()
+
+    def _rows_of_curves(self) -> int:
+        """Return of how many rows both RM and PM can be measured on fewer; under a ridge RM cannot."""
         data = data_of(self.config)
-        return len((data.test if self.config.representation.probe == "test" else data.train).labels)
+        if self.config.representation.ridge:
+            return 0
+        own = data.test if self.config.representation.probe == "test" else data.train
+        return min(len(own.labels), len(data.test.labels))
 
 
 def _starts(config: StudyConfig, models: list[StudyModel], accuracies: dict[str, float]) -> list[str]:

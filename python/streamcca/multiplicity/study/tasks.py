@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamcca._backend import VERSION
 from streamcca.errors import ProcessError, StreamCCAError
 from streamcca.multiplicity.study.workers import Workers
 from streamcca.sources import progress_bar
@@ -44,8 +45,8 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Hash of everything that decides the answer."""
-        return stable_hash([self.function, self.arguments, self.rests_on])
+        """Hash of everything that decides the answer, this version of the package among it."""
+        return stable_hash([VERSION, self.function, self.arguments, self.rests_on])
 
 
 def stable_hash(value: Any) -> str:
@@ -112,6 +113,8 @@ def _run_all(tasks: Sequence[Task], folder: Path, workers: Workers) -> Iterator[
     waiting: dict[Future[dict[str, Any]], Task] = {}
     try:
         for task in tasks:
+            # Its files may be written over from here on; settings of before must not find them under an old receipt.
+            _path(task, folder / "receipts").unlink(missing_ok=True)
             waiting[workers.submit(task.function, folder, task.arguments)] = task
             if len(waiting) >= 2 * workers.jobs:  # all at once would run on after an error
                 yield from _finished(waiting)

@@ -87,6 +87,8 @@ def training_data(config: StudyConfig, group: Any) -> ImageSet:
     """
     own = data_of(config)
     overrides = {key: value for key, value in group.data.items() if key != "shift"}
+    if overrides.get("source", config.data.source) != config.data.source:  # how to cut the study's is not its matter
+        overrides = {"test_share": None, "test_count": None, "layout": None} | overrides
     found = data_of(config, overrides) if overrides else own
     if found.train.images.shape[1:] != own.train.images.shape[1:] or len(found.classes) != len(own.classes):
         raise InputError(
@@ -191,6 +193,12 @@ def _stored_answers(config: StudyConfig, data: DataSet, files: dict[str, Path]) 
             raise InputError(
                 f"{files['logits']}: got {sets.get(name, 'no logits')} for test set {name!r}, expected {shape}; store "
                 "answers to the same test sets, or leave the set out"
+            )
+    for half, labels in (("train", data.train.labels), ("test", data.test.labels)):
+        if files[half].is_file() and len(np.load(files[half], mmap_mode="r")) != len(labels):
+            raise InputError(
+                f"{files[half]}: got features of {len(np.load(files[half], mmap_mode='r'))} images, expected "
+                f"{len(labels)}, those of the study's data; take the file away, or store others"
             )
     return {"train_accuracy": None, "ranks": list(SubspaceScores.load(files["scores"]).ranks.values()), "parameters": 0}
 
