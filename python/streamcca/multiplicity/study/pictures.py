@@ -265,7 +265,7 @@ def group_card(results: Results, group: Mapping[str, Any]) -> Figure:
 
 def contested_images(results: Results) -> Figure:
     """Draw the images on which models differ most, with what they answer and how many say so."""
-    rows = [row for row in results["contested"] if row["image"] is not None][:12]
+    rows = sorted((row for row in results["contested"] if row["image"] is not None), key=lambda row: -row["pm"])[:12]
     lines = -(-len(rows) // 4)
     figure, axes = new_figure(0.2 + 1.5 * lines, lines, 4, squeeze=False)
     for ax, row in zip(axes.ravel(), rows, strict=False):
