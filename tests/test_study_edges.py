@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import shutil
 from types import SimpleNamespace
@@ -13,12 +14,13 @@ from scipy import stats
 
 import streamcca as sc
 import streamcca.multiplicity as mm
-from streamcca.multiplicity.models.sources import StoredAnswers, StudyModel
+from streamcca.multiplicity.models.sources import Factory, StoredAnswers, StudyModel
 from streamcca.multiplicity.study import knowledge, pictures, tasks
 from streamcca.multiplicity.study.analysis import fitted_temperature
 from streamcca.multiplicity.study.findings import _fewer_needed, _gain_with_inconsistency
 from streamcca.multiplicity.study.members import identity_of, models_of, training_set_name
 from streamcca.multiplicity.study.run import _Run
+from streamcca.multiplicity.study.rungs import ladder_pairs
 from streamcca.multiplicity.study.tasks import Task, run_tasks
 from streamcca.multiplicity.study.work import data_of, training_data
 from streamcca.multiplicity.study.workers import Workers
@@ -151,8 +153,8 @@ def test_a_model_that_is_always_right_keeps_its_temperature():
 
 
 def test_class_names_are_no_formulas():
-    row = {"image": np.zeros((1, 4, 4)).tolist(), "label": "a $_$", "answers": "$_$ (2)"}
-    pictures.contested_images({"contested": [row]}).canvas.draw()
+    row = {"image": np.zeros((1, 4, 4)).tolist(), "label": "a $_$", "answers": "$_$ (2)", "pm": 0.1}
+    pictures.contested_images({"contested": [row]}).savefig(io.BytesIO(), format="svg")
 
 
 # ---------------------------------------------------------------------- what is done again
@@ -231,6 +233,41 @@ def test_stored_features_count_among_the_files_of_a_model(tmp_path):
     with_features = identity_of(stored)
     (tmp_path / "features-train.npy").write_bytes(b"2")
     assert before != with_features != identity_of(stored)
+
+
+def test_the_function_that_makes_a_model_counts_among_its_files(tmp_path):
+    source = Factory("nets:make", None, {}, str(tmp_path))
+    made = StudyModel("a 0", "a", {"architecture": "a"}, "digits", ("l",), source)
+    (tmp_path / "nets.py").write_text("def make(): ...")
+    before = identity_of(made)
+    (tmp_path / "nets.py").write_text("def make(): pass")
+    assert identity_of(made) != before
+
+
+def test_what_is_told_of_models_from_elsewhere_decides_their_rung(tmp_path):
+    """Two groups of one architecture are not on the rung of architectures."""
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / name).mkdir()
+        for file in ("logits", "scores"):
+            (tmp_path / name / f"{file}.safetensors").touch()
+    told = {
+        "a": {"architecture": "net"},
+        "b": {"architecture": "net", "dropout": 0.1},
+        "c": {"architecture": "net", "framework": "contrastive"},
+        "d": None,
+    }
+    groups = [
+        {"name": name, "stored": [str(tmp_path / name)], "layers": ["l"]} | ({"training": one} if one else {})
+        for name, one in told.items()
+    ]
+    config = settings(tmp_path, group=groups, features={"base": "a"})
+    models = models_of(config, 10)
+    found = ladder_pairs(config, models, dict.fromkeys((model.name for model in models), 0.9)).pairs
+    rungs = {other: rung for rung, pairs in found.items() for _, other in pairs}
+    assert rungs == {"b 0": "hyper-parameter", "d 0": "architecture", "c 0": "framework"}
+    assert mm.StudyConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(sc.InputError, match=r"\(seed\).training: .*stand in the group itself"):
+        settings(tmp_path, group=[{"name": "seed", "training": {"dropout": 0.1}}])
 
 
 # ---------------------------------------------------------------------- refused before anything is trained

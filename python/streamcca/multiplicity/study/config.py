@@ -105,7 +105,8 @@ class GroupSettings:
     source : str
         "trained", "factory", "huggingface", "timm" or "stored".
     method : dict
-        Settings of the training method (`Method`); those of `[training]` where the group does not say otherwise.
+        Settings of the training method (`Method`); those of `[training]` where the group does not say otherwise. Of
+        models from elsewhere what its table `training` tells; the ladder compares it.
     given : dict
         Where models that are not trained here come from: factory, arguments, checkpoints, ...
     layers : tuple of str, optional
@@ -317,6 +318,12 @@ def _group(table: Any, defaults: Mapping[str, Any], members: int, where: str) ->
         raise InputError(
             f"{where}: {', '.join(method)} belong to models that are trained here; {sources[0]} brings its own"
         )
+    told = table.get("training")
+    if told is not None and (not sources or not isinstance(told, Mapping)):
+        raise InputError(
+            f"{where}.training: got {told!r}, expected a table, of models that come from elsewhere; settings of models "
+            "that are trained here stand in the group itself"
+        )
     given = {key: table[key] for key in _SOURCE_KEYS if key in table}
     count = _count_of(given, table.get("members", members), where)
     layers = table.get("layers")
@@ -326,7 +333,7 @@ def _group(table: Any, defaults: Mapping[str, Any], members: int, where: str) ->
         name,
         count,
         sources[0] if sources else "trained",
-        {} if sources else {**defaults, **method},
+        dict(told or {}) if sources else {**defaults, **method},
         given,
         None if layers is None else tuple(layers),
         table.get("features"),

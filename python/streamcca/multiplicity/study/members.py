@@ -9,7 +9,7 @@ from typing import Any
 
 from streamcca.errors import InputError
 from streamcca.multiplicity.models.methods import Method, derived_seed
-from streamcca.multiplicity.models.sources import StoredAnswers, StudyModel, TrainedFile, models_from
+from streamcca.multiplicity.models.sources import Factory, StoredAnswers, StudyModel, TrainedFile, models_from
 from streamcca.multiplicity.study.config import GroupSettings, StudyConfig
 
 CHUNK = 1 << 20
@@ -93,7 +93,7 @@ def answers_of(folder: Path, model: StudyModel) -> dict[str, Path]:
 def _models_of_group(config: StudyConfig, group: GroupSettings, classes: int) -> list[StudyModel]:
     if group.source == "trained":
         return _trained(config, group)
-    about = {"architecture": group.name, "trained_on": group.trained_on}
+    about = {"architecture": group.name, **group.method}
     trained_on = group.trained_on or config.data.source
     layers, features = _layers_of(group)
     if group.source == "stored":
@@ -181,6 +181,11 @@ def identity_of(model: StudyModel) -> Any:
     """Return plain values that change when a model that was not trained here does: hashes of its files."""
     plain = model.to_dict()["source"]
     files = _paths(plain)
+    if isinstance(model.source, Factory):
+        module = Path(model.source.folder or ".", *model.source.function.partition(":")[0].split("."))
+        files |= {
+            str(path): str(path) for path in (module.with_suffix(".py"), module / "__init__.py") if path.is_file()
+        }
     if model.stored is not None:  # stored beside the logits, or not at all
         features = {half: answers_of(Path(), model)[half] for half in ("train", "test")}
         files |= {f"features {half}": str(path) for half, path in features.items() if path.is_file()}
