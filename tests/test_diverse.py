@@ -241,6 +241,7 @@ def test_interval_of_the_number_needed():
     assert _needed_interval(scores, sizes, 1.0, 0.9, 1) == (None, None)
 
 
+@pytest.mark.slow
 def test_complementary_features_are_needed_less_than_copies():
     """Halves of the digits' pictures, and twice the same half: 32 new features come first, or none."""
     from sklearn.datasets import load_digits

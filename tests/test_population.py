@@ -96,6 +96,7 @@ def test_the_bias_is_taken_out(n, k, shape, off):
     assert sum(covered) >= 25  # of 30; fewer have a probability of 0.3 % if intervals cover 95 %
 
 
+@pytest.mark.slow
 def test_the_bar_where_the_plain_mean_is_far_off():
     """One strong correlation among 15 x 30 directions, 300 rows: the plain mean is more than 0.2 too high."""
     rho = np.r_[0.8, np.zeros(14)]

@@ -98,6 +98,7 @@ def test_the_bound_covers_what_the_discarded_directions_say(rng):
         assert np.all(np.abs(kept["correlations"] - want) <= kept["correlation_error_bounds"])
 
 
+@pytest.mark.slow
 def test_memory_decides():
     torch.manual_seed(0)
     widths = {"0": 700, "1": 700, "2": 600}

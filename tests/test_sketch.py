@@ -75,6 +75,7 @@ def fed(x, count, rng=None, dtype=None):
 # ---------------------------------------------------------------------- the sketch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["float64 products", "float32 products"])
 def test_true_eigenvalues_lie_within_the_certificate_of_200_random_matrices(kernels, monkeypatch):
     if kernels == "float32 products":  # as for views from 65,536 neurons on; several tiles, too

@@ -176,6 +176,7 @@ def test_bad_objects():
 # ---------------------------------------------------------------- memory
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     """Peak resident memory of a comparison, by path and by memory map, for 40 and for 400 MB of rows."""
     code = """

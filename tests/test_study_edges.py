@@ -167,6 +167,7 @@ def leave(folder, word, die):
     return word
 
 
+@pytest.mark.slow
 def test_files_of_a_task_that_was_killed_do_not_pass_for_those_of_the_settings_before(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]))
 
@@ -356,6 +357,7 @@ def test_fewer_or_other_images_are_another_data_set(tmp_path):
 # ---------------------------------------------------------------------- whole studies
 
 
+@pytest.mark.slow
 def test_one_group_without_shifts_and_pairs(tmp_path):
     """Nothing out of distribution, nothing on the ladder, a ridge: the report leaves pictures out."""
     config = settings(

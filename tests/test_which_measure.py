@@ -260,6 +260,7 @@ def _quicker(monkeypatch):
     monkeypatch.setattr(which, "chance", lambda rows: small([min(n, 300) for n in rows]))
 
 
+@pytest.mark.slow
 def test_the_script_draws_its_pictures(tmp_path, monkeypatch):
     pictures = importlib.import_module("which_measure_pictures")
     _quicker(monkeypatch)
