@@ -100,8 +100,9 @@ Canonical correlate_views(const TruncatedView& x, const TruncatedView& y, const 
 // `side` "" weighs all correlations alike (CCA, SVCCA); "x" or "y" by projection (PWCCA).
 py::dict compare_views(const TruncatedView& x, const TruncatedView& y, const Canonical& found, const std::string& side) {
   const Variates& v = found.variates;
-  check_shape(v.x_weights.rows == x.width && v.y_weights.rows == y.width && v.x_coordinates.rows == x.rank && v.y_coordinates.rows == y.rank,
-              "compare");
+  check_shape(
+      v.x_weights.rows == x.width && v.y_weights.rows == y.width && v.x_coordinates.rows == x.rank && v.y_coordinates.rows == y.rank,
+      "compare");
   const MeanOver mean_over = side == "x" ? MeanOver::projection_x : side == "y" ? MeanOver::projection_y : MeanOver::correlations;
   Comparison c;
   {

@@ -33,8 +33,8 @@ struct Comparison {
 // What is found once of two views, however the mean weighs.
 struct Canonical {
   Variates variates;
-  Matrix cross;               // dx x dy, in working coordinates; for the error bound
-  bool kept_only = false;     // only the kept directions were paired: no `cross`
+  Matrix cross;            // dx x dy, in working coordinates; for the error bound
+  bool kept_only = false;  // only the kept directions were paired: no `cross`
 };
 
 // `cross` is the dx x dy cross covariance in the neurons' own units.
