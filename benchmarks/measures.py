@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,9 @@ def run_grid(layers: int = 10, width: int = 256, rows: int = 200_000, rounds: in
     }
 
 
-def run_intervals(width: int = 512, rows: int = 200_000, rounds: int = 5) -> dict[str, Any]:
+def run_intervals(
+    width: int = 512, rows: int = 200_000, rounds: int = 5, methods: Sequence[str] = ("jackknife", "bootstrap")
+) -> dict[str, Any]:
     """Compare two layers: the number alone, and with its interval."""
     import streamcca as sc
 
@@ -85,7 +87,7 @@ def run_intervals(width: int = 512, rows: int = 200_000, rounds: int = 5) -> dic
     x, y = batch["a0"], batch["b0"]
     seconds, bars = {}, []
     for name in ("svcca", "cka", "procrustes"):
-        for method in ("jackknife", "bootstrap"):
+        for method in methods:
             times = _median(
                 {
                     "plain": functools.partial(sc.similarity, name, x, y),

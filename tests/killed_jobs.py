@@ -31,6 +31,9 @@ WANTED = {
     "layers sketch": "layers",
     "layers power step": "layers",
     "layers replay": "layers",
+    "pairs pass": "pairs",
+    "pairs replay": "pairs",
+    "factor": "factor",
 }
 
 
@@ -44,12 +47,11 @@ def views() -> tuple[np.ndarray, np.ndarray]:
 
 def prepare() -> None:
     """Cut the work small: a segment, a matrix and a checkpoint after each few rows, so that there is much to kill."""
-    import streamcca  # noqa: F401 - the modules below
     from streamcca import range_finder
 
     sys.modules["streamcca.spool"]._SEGMENT_BYTES = 1
     sys.modules["streamcca.gram"]._SAVE_EVERY = 0.0
-    sys.modules["streamcca.layers_checkpoint"]._SECONDS = 0.0
+    sys.modules["streamcca.checkpoint"].SECONDS = 0.0
     range_finder._BLOCK_BYTES = 1
 
 
@@ -122,29 +124,69 @@ class Inputs:
             yield part
 
 
-def layers_job(folder: Path, data: Slowly) -> dict[str, np.ndarray]:
-    """Sketches of all layers of two nets, a power step and a replay."""
+class Narrow(Slowly):
+    """A few neurons of each batch."""
+
+    def batches(self, first):
+        """Start at a row."""
+        for x, y in super().batches(first):
+            yield x[:, :90], y[:, :70]
+
+
+def streamcca():
+    """Only children import it."""
+    return importlib.import_module("streamcca")
+
+
+def nets() -> list:
+    """Two of different weights."""
     import torch
 
-    import streamcca
-
     torch.set_num_threads(1)
-    nets = []
+    both = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        nets.append(torch.nn.Sequential(torch.nn.Linear(40, 300), torch.nn.Tanh(), torch.nn.Linear(300, 150)))
-    inputs = Inputs(torch.from_numpy(data.x[:, :40].copy()))
+        both.append(torch.nn.Sequential(torch.nn.Linear(40, 300), torch.nn.Tanh(), torch.nn.Linear(300, 150)))
+    return both
+
+
+def inputs_of(data: Slowly) -> Inputs:
+    """Inputs of the nets."""
+    import torch
+
+    return Inputs(torch.from_numpy(data.x[:, :40].copy()))
+
+
+def layers_job(folder: Path, data: Slowly) -> dict[str, np.ndarray]:
+    """Sketches of all layers of two nets, a power step and a replay."""
     how = {"rank": 4, "directions": 12, "power": 1, "allow_inaccurate": True, "progress": False}
-    result = streamcca.compare(*nets, inputs, strategy="sketch", folder=folder, **how)
+    return numbers_of(streamcca().compare(*nets(), inputs_of(data), strategy="sketch", folder=folder, **how))
+
+
+def numbers_of(result) -> dict[str, np.ndarray]:
+    """All numbers of all cells."""
     cells = [cell for row in result.results for cell in row]
     return {
         "matrix": result.matrix,
-        "rho": np.array([cell.correlations for cell in cells]),
-        "bounds": np.array([cell.correlation_error_bounds for cell in cells]),
+        "rho": np.concatenate([cell.correlations for cell in cells]),
+        "bounds": np.concatenate([cell.correlation_error_bounds for cell in cells]),
     }
 
 
-JOBS = {"spool": spool_job, "sketch": sketch_job, "layers": layers_job}
+def pairs_job(folder: Path, data: Slowly) -> dict[str, np.ndarray]:
+    """Moments of all layers of two nets, and a replay that pairs what was kept of them."""
+    how = {"variance": 0.9, "progress": False, "allow_inaccurate": True}
+    result = streamcca().compare(*nets(), inputs_of(data), strategy="replay", folder=folder, **how)
+    return numbers_of(result)
+
+
+def factor_job(folder: Path, data: Slowly) -> dict[str, np.ndarray]:
+    """A triangular factor of two views."""
+    result = streamcca().svcca(Narrow(data.x, data.y), rank=4, strategy="qr", folder=folder, progress=False)
+    return {"mean": np.float64(result.mean), "rho": result.correlations, "weights": result.x_weights}
+
+
+JOBS = {"spool": spool_job, "sketch": sketch_job, "layers": layers_job, "pairs": pairs_job, "factor": factor_job}
 
 
 def start(job: str, folder: Path, data: Slowly, result: Path) -> int:
@@ -175,7 +217,11 @@ def stage_of(job: str, folder: Path) -> str:
     if job == "spool":
         meta = folder / "spool.json"
         return "matrices" if meta.exists() and json.loads(meta.read_text())["complete"] else "spool"
-    state, prefix = (folder / "state", "") if job == "sketch" else (folder / "sketch.state", "layers ")
+    if job == "factor":
+        return job
+    if job == "pairs":
+        return "pairs replay" if (folder / "replay.state").exists() else "pairs pass"
+    state, prefix = (folder / "state", "") if job == "sketch" else (folder / "job.state", "layers ")
     if not state.exists():
         return prefix + "sketch"
     with state.open("rb") as file:  # of safetensors: a header of JSON

@@ -91,7 +91,6 @@ def test_other_models_do_not_take_these_rows(tmp_path):
         ({"measure": "pwcca"}, "keeps no neurons"),
         ({"ridge": 0.1}, "no neurons to add it to"),
         ({"nonfinite": "skip"}, "takes 'raise' only"),
-        ({"strategy": "covariance", "folder": "f"}, "'covariance' keeps nothing on disk"),
         ({"strategy": "joint"}, "got 'joint', expected one of 'auto', 'covariance', 'replay', 'gram', 'sketch'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Sketches of all layers, broken off at any batch: they go on from their folder, to the bits of an undisturbed run."""
+"""All layers, broken off at any batch: jobs go on from their folder, to the bits of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BrokenOff:
 def small(monkeypatch):
     """A checkpoint after every batch, without waiting for disks; blocks that no batch ends at, so that rows wait."""
     monkeypatch.setattr(sys.modules["streamcca.store"].os, "fsync", lambda _: None)
-    monkeypatch.setattr(sys.modules["streamcca.layers_checkpoint"], "_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["streamcca.checkpoint"], "SECONDS", 0.0)
     monkeypatch.setattr(sys.modules["streamcca.range_finder"], "_BLOCK_BYTES", 64 * 200 * 8)
 
 
@@ -86,7 +86,7 @@ def test_broken_off_at_a_batch(two, tmp_path, where):
     seen = forwards(two[0])
     for at in where:
         broken_off(two, data, at, how)
-        assert [path.name for path in folder.iterdir()] == ["sketch.state"] if at else not folder.exists()
+        assert [path.name for path in folder.iterdir()] == ["job.state"] if at else not folder.exists()
         seen.clear()
         assert bits(sc.compare(*two, data, **how)) == truth, at
         # What was counted before the last save is not run again, in whatever pass.
@@ -166,9 +166,60 @@ def test_taken_by_the_planner(tmp_path):
     assert bits(sc.compare(*nets, data, **how)) == truth
     assert len(seen) == 2 * 6 - 3 + 1
     assert not (tmp_path / "job").exists()
-    how.pop("directions")
-    with pytest.raises(sc.InputError, match="folder: .* 'covariance' keeps nothing on disk, only 'gram' and 'sketch'"):
-        sc.compare(*nets, data, **how)
+
+
+WAYS = {
+    "covariance": {"layers": LAYERS, "variance": 0.9, "strategy": "covariance"},
+    "replay": {"layers": LAYERS, "variance": 0.9, "strategy": "replay", "ridge": 0.01, "nonfinite": "skip"},
+    "qr": {"layers": LAYERS, "rank": 5, "strategy": "qr", "measure": "pwcca"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_sums_broken_off_at_a_batch(two, tmp_path, way):
+    """Moments, those of two passes, and triangular factors."""
+    data, folder, how = batches(inputs(), BATCH), tmp_path / "job", WAYS[way]
+    if way == "replay":
+        data[1][3, 0] = float("nan")
+    truth = bits(sc.compare(*two, data, **how))
+    how = how | {"folder": folder}
+    seen = forwards(two[0])
+    assert bits(sc.compare(*two, data, **how)) == truth
+    assert not folder.exists()
+    passes = len(seen) // COUNT
+    assert passes == (2 if way == "replay" else 1)
+    for at in range(0 if way == "replay" else 1, passes * COUNT):
+        broken_off(two, data, at, how)
+        left = sorted(path.name for path in folder.iterdir()) if at else []
+        assert left == ["job.state", "replay.state"][: (at > 0) + (at > COUNT)]
+        seen.clear()
+        assert bits(sc.compare(*two, data, **how)) == truth, at
+        assert len(seen) == passes * COUNT - at + bool(at), at
+        assert not folder.exists()
+
+
+def test_a_replay_of_another_job_is_not_gone_on_with(two, tmp_path):
+    """Its first pass was removed by hand, and the inputs have changed since."""
+    data, how = batches(inputs(), BATCH), WAYS["covariance"] | {"strategy": "replay"}
+    broken_off(two, data, COUNT + 3, how | {"folder": tmp_path})
+    (tmp_path / "job.state").unlink()
+    changed = [batch + 0.5 for batch in data]
+    truth = bits(sc.compare(*two, changed, **how))
+    broken_off(two, changed, 2, how | {"folder": tmp_path})
+    assert not (tmp_path / "replay.state").exists()
+    assert bits(sc.compare(*two, changed, **how, folder=tmp_path)) == truth
+
+
+def test_the_chosen_way_is_kept_to(two, tmp_path):
+    data, how = batches(inputs(), BATCH), WAYS["covariance"]
+    broken_off(two, data, 3, how | {"folder": tmp_path})
+    for other in ("replay", "sketch", "qr"):
+        with pytest.raises(sc.StateFileError, match=f"another job .strategy: 'covariance', expected '{other}'"):
+            sc.compare(*two, data, **how | {"strategy": other, "folder": tmp_path})
+    found = sc.compare(*two, data, **how | {"strategy": "auto", "folder": tmp_path})
+    assert bits(found) == bits(sc.compare(*two, data, **how))
+    with pytest.raises(sc.InputError, match="can be read only once"):
+        sc.compare(*two, iter(data), **how, folder=tmp_path / "job")
     assert not (tmp_path / "job").exists()
 
 
@@ -178,7 +229,7 @@ def test_taken_by_the_planner(tmp_path):
 def left_at(two, data, at, folder, how=RANK):
     """Leave a job behind."""
     broken_off(two, data, at, how | {"folder": folder})
-    return (folder / "sketch.state").read_bytes()
+    return (folder / "job.state").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +248,7 @@ def test_another_job_is_refused(two, tmp_path, change, sentence):
     before = left_at(two, data, 4, tmp_path)
     with pytest.raises(sc.StateFileError, match=sentence):
         sc.compare(*two, data, **RANK | change, folder=tmp_path)
-    assert (tmp_path / "sketch.state").read_bytes() == before
+    assert (tmp_path / "job.state").read_bytes() == before
 
 
 @pytest.mark.parametrize("at", [4, 9])
@@ -229,10 +280,10 @@ def test_files_of_other_kinds_and_damaged_ones(two, tmp_path):
     x = np.random.default_rng(0).standard_normal((40, 9))
     with pytest.raises(sc.StateFileError, match="belongs to another job"):
         sc.svcca(x, x, rank=2, strategy="sketch", folder=tmp_path)
-    (tmp_path / "sketch.state").write_bytes(content[:-200] + bytes(200))
+    (tmp_path / "job.state").write_bytes(content[:-200] + bytes(200))
     with pytest.raises(sc.StateFileError, match="damaged, the checksum of"):
         sc.compare(*two, data, **RANK, folder=tmp_path)
-    (tmp_path / "sketch.state").unlink()
-    (tmp_path / ".sketch.state.tmp.1.00").write_bytes(b"half")
+    (tmp_path / "job.state").unlink()
+    (tmp_path / ".job.state.tmp.1.00").write_bytes(b"half")
     assert bits(sc.compare(*two, data, **RANK, folder=tmp_path)) == bits(sc.compare(*two, data, **RANK))
     assert not tmp_path.exists()

@@ -177,7 +177,6 @@ def test_another_second_pass_is_refused(two):
         ({"ridge": 0.1}, "ridge: got 0.1 with strategy='sketch'"),
         ({"nonfinite": "skip"}, "strategy='sketch' takes 'raise' only"),
         ({"rank": None, "nuclear": 0.9}, "sketch: got nuclear=0.9"),
-        ({"strategy": "qr", "folder": "f"}, "folder: got a folder, expected None: .qr. keeps nothing on disk"),
         ({"directions": 0}, "directions: got 0, expected an integer of at least 1"),
         ({"power": True}, "power: got True"),
         ({"strategy": "covariance", "power": 1}, "power: got 1, which only strategy='sketch' knows"),

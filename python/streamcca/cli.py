@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="gram: layers of any width, few rows; sketch: of any width, many rows; qr: ill-conditioned layers",
     )
-    compare.add_argument("--folder", metavar="DIR", help="where a killed job of strategy gram or sketch goes on")
+    compare.add_argument(
+        "--folder", metavar="DIR", help="where a killed job goes on (svcca, cca, pwcca; all with --strategy gram)"
+    )
     compare.add_argument("--directions", type=_count, metavar="L", help="directions of each sketch (svcca)")
     compare.add_argument("--power", type=_count, default=0, metavar="STEPS", help="power steps of a sketch (svcca; 0)")
     compare.add_argument("--plot", metavar="OUT.png", help="draw the correlations (needs matplotlib)")

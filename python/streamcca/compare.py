@@ -127,11 +127,11 @@ def compare(  # type: ignore[misc]
         where a progress bar is shown. ``'replay'`` and ``'sketch'`` read the loader twice or more often; ``'gram'``
         writes all rows to disk; ``'qr'`` is for ill-conditioned layers, and only taken when asked for.
     folder : path, optional
-        For ``'gram'``: where the rows wait, by default a temporary folder. For ``'sketch'``: keeps the state of the
-        sketches, of power steps and of the replay, written at most every five minutes. A job that was killed and is
-        started again with the same folder, models and loader goes on from there, to the same bits: rows that are there
-        are not written again, and of batches that were counted only the inputs are read and compared, except for the
-        first, on which the models run. What was kept is removed in the end.
+        Keeps the state of every pass, written at most every five minutes; for ``'gram'``, where the rows wait (by
+        default a temporary folder). A job that was killed and is started again with the same folder, models and loader
+        goes on from there, to the same bits: rows that are there are not written again, and of batches that were
+        counted only the inputs are read and compared, except for the first, on which the models run. What was kept is
+        removed in the end. Other measures than 'svcca', 'cca' and 'pwcca', or intervals, keep nothing.
     directions, power
         For ``'sketch'``: directions of each layer, by default as many as the rule turns out to need, and power steps,
         a pass each, which bring a slowly decaying spectrum much closer; see `svcca`. The cells hold no weights of
@@ -266,7 +266,7 @@ def compare(  # type: ignore[misc]
 def _refuse_keeping(folder: Any, directions: Any, power: Any) -> None:
     if folder is not None:
         raise InputError(
-            "folder: got a folder, expected None: only 'gram' and 'sketch' of SVCCA and CCA keep anything on disk"
+            "folder: got a folder, expected None: only 'svcca', 'cca' and 'pwcca' of two models go on where they were"
         )
     refuse_sketching({"directions": directions, "power": power})
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from streamcca.checkpoint import job_folder, part_of
 from streamcca.errors import InputError, MemoryLimitError, ReplayError, StreamCCAWarning
 from streamcca.gram import form_view, remove_files
 from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
@@ -60,32 +61,62 @@ class LayerPairs:
             check_repeatable(sweep)
         _check_sketching(bounds)
         self._file = LayersCheckpoint()
-        if bounds["folder"] is not None and bounds["strategy"] in ("auto", "sketch"):
-            key = key_of(sweep, rule, bounds["directions"], bounds["power"], options["precision"])
-            self._file = LayersCheckpoint(Path(bounds["folder"]), key)
+        self._first_pass = True
+        if bounds["folder"] is not None and bounds["strategy"] != "gram":
+            key = key_of(sweep, rule, bounds, options, pairing["ridge"])
+            self._file = LayersCheckpoint(Path(bounds["folder"]), key, bounds["strategy"])
 
     def run(self) -> None:
         """Run the first pass, or what an earlier attempt has left of it."""
-        if self._file.saved is None:
-            self._sweep.run(self.add, "compare", counted=self._keep)
-            return
+        batches = 0
+        if self._file.saved is not None:
+            batches = self._restore()
+            check_same_layers(self._sweep.run_first(), dict(self._file.facts["widths"]))
+        if self._first_pass:
+            self._sweep.run(self.add, "compare", batches, self._keep)
+
+    # ------------------------------------------------------------------ what is kept for a restart
+
+    def _restore(self) -> int:
+        """Take over what an earlier attempt has left; return how many batches of the present pass it has counted."""
         check_repeatable(self._sweep)
-        facts = self._file.facts
+        facts, saved = self._file.facts, self._file.saved
+        assert saved is not None  # noqa: S101 - the caller looked
         self._widths = dict(facts["widths"])
-        self._plan(facts["rows"], facts["itemsize"], "sketch")
-        self._start_sketches(facts["itemsize"])
-        first = self._sweep.run_first()
-        check_same_layers(first, self._widths)
-        if self.sketches.first_pass:
-            self._sweep.run(self.add, "compare", self.sketches.batches, self._keep)
+        self._plan(facts["rows"], facts["itemsize"], facts["strategy"])
+        self._stack.enter_context(job_folder(self._bounds["folder"]))
+        if self.bill.strategy == "sketch":
+            self._start_sketches(facts["itemsize"])
+            self._first_pass = self.sketches.first_pass
+            return self.sketches.batches
+        self._file.saved = None
+        self._start_sums()
+        self._sums.load_state_dict(part_of(saved, "sums"))
+        self._sweep.load_state_dict(part_of(saved, "sweep"))
+        self._first_pass = saved["meta"]["first_pass"]
+        return int(saved["meta"]["batches"])
 
     def _keep(self, batches: int) -> None:
+        """Save the state if it is time to, after the batch of that number."""
         if self.bill.strategy == "sketch":
             self.sketches.keep(batches)
+        elif self.bill.strategy != "gram" and self._file.due:
+            self._save(batches)
+
+    def _save(self, batches: int) -> None:
+        states = {"sums": self._sums.state_dict(), "sweep": self._sweep.state_dict()}
+        self._file.save({"first_pass": self._first_pass, "batches": batches}, states, {})
+
+    @property
+    def _sums(self) -> Moments | QRMoments:
+        return self.factor if self.bill.strategy == "qr" else self.moments
 
     def done(self) -> None:
         """Remove what was kept for a restart."""
+        self._file.remove_replay()
         self._file.remove()
+
+    # ------------------------------------------------------------------ the first pass
 
     def add(self, batch: BatchRows) -> None:
         """Count the rows of one batch; the first shows the widths, by which the way is chosen."""
@@ -130,7 +161,6 @@ class LayerPairs:
     def _start(self, count: int, itemsize: int) -> None:
         assert self._widths is not None  # noqa: S101 - `add` set them
         self._plan(count, itemsize, self._bounds["strategy"])
-        own, cross = [(name, name) for name in self._widths], cross_pairs(self._widths)
         way, folder = self.bill.strategy, self._bounds["folder"]
         if way == "gram":
             if folder is None:
@@ -139,28 +169,36 @@ class LayerPairs:
                 folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="streamcca-spool-"))
             self.spool = Spool(Path(folder))
             return
-        if folder is not None and way != "sketch":
-            raise InputError(
-                f"folder: got a folder, expected None: {way!r} keeps nothing on disk, only 'gram' and 'sketch' do"
-            )
-        if way in ("replay", "sketch"):
+        if way != "sketch":
+            refuse_sketching({name: self._bounds[name] for name in ("directions", "power")})
+        if folder is not None:
+            check_repeatable(self._sweep)
+            self._stack.enter_context(job_folder(self._bounds["folder"]))
+            self._file.remove_replay()  # of a job whose own file was removed
+        if folder is not None or way in ("replay", "sketch"):
             self._sweep.remember()
+        self._file.facts = {
+            "strategy": way,
+            "widths": list(self._widths.items()),
+            "rows": count,
+            "itemsize": itemsize,
+        }
         if way == "sketch":
-            self._file.facts = {"widths": list(self._widths.items()), "rows": count, "itemsize": itemsize}
             self._start_sketches(itemsize)
-            return
-        refuse_sketching({name: self._bounds[name] for name in ("directions", "power")})
+        else:
+            self._start_sums()
+
+    def _start_sums(self) -> None:
+        assert self._widths is not None  # noqa: S101 - `add` set them
+        way, own = self.bill.strategy, [(name, name) for name in self._widths]
         if way == "qr":
             self.factor = QRMoments(self._widths, self._options["nonfinite"])
             return
-        self.moments = Moments(self._widths, pairs=own + (cross if way == "covariance" else []), **self._options)
+        cross = cross_pairs(self._widths) if way == "covariance" else []
+        self.moments = Moments(self._widths, pairs=own + cross, **self._options)
 
     def _start_sketches(self, itemsize: int) -> None:
         assert self._widths is not None  # noqa: S101 - `add` set them
-        if self._bounds["folder"] is not None:
-            folder = Path(self._bounds["folder"])
-            folder.mkdir(parents=True, exist_ok=True)
-            self._stack.callback(_remove_empty, folder)
         sketching = Sketching(self._bounds["directions"], self._bounds["power"], self._options["precision"])
         self.sketches = LayerSketches(
             self._sweep,
@@ -203,9 +241,7 @@ class LayerPairs:
         if kept:
             _check_second_pass(self.bill, {v: x.native.rank for v, x in truncated.items()}, self.moments.views)
             project = Projector(truncated, {v: self.moments.mean(v) for v in truncated})
-            rows = self.moments.rows
-            del self.moments  # before those of the second pass are there
-            self.moments = _replay(self._sweep, rows, project, self._options)
+            self.moments = self._replay(project)
         moments = self.moments
 
         def pair(a: str, b: str) -> tuple[CCAResult, list[StreamCCAWarning]]:
@@ -213,6 +249,30 @@ class LayerPairs:
             return correlate(truncated[a], truncated[b], cross, kept=kept, **self._pairing)
 
         return pair, moments.n
+
+    def _replay(self, project: Projector) -> Moments:
+        """Run the second pass; an earlier attempt may have left a part of it."""
+        rows = self.moments.rows
+        if self._file.folder is not None and self._first_pass:
+            self._first_pass = False
+            self._save(0)  # once: what the second pass is about is worked out again from it
+        del self.moments  # before those of the second pass are there
+        file, skip = self._file.of_replay(), 0
+        projected = Moments(
+            project.ranks, pairs=cross_pairs(project.ranks), **{**self._options, "precision": "float64"}
+        )
+        if file.saved is not None:
+            projected.load_state_dict(part_of(file.saved, "sums"))
+            skip, file.saved = file.saved["meta"]["batches"], None
+
+        def keep(batches: int) -> None:
+            if file.due:
+                file.save({"batches": batches}, {"sums": projected.state_dict()}, {})
+
+        self._sweep.run(lambda batch: projected.update(project(batch)), "replay", skip, keep)
+        if projected.rows != rows:
+            raise ReplayError(f"replay: got {projected.rows} rows, expected {rows} as in the first pass")
+        return projected
 
     def _value(self, key: str) -> float:
         return self._rule.x if key == "a:" else self._rule.y
@@ -241,11 +301,6 @@ class LayerPairs:
         return lambda a, b: correlate_scores(spaces[a], spaces[b], **self._pairing)
 
 
-def _remove_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _check_sketching(bounds: Mapping[str, Any]) -> None:
     check_sketching(bounds["directions"], bounds["power"])
     if bounds["strategy"] not in ("auto", "sketch"):
@@ -267,12 +322,3 @@ def cross_pairs(views: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return every layer of model a with every layer of model b."""
     b = [name for name in views if name.startswith("b:")]
     return [(x, y) for x in views if x.startswith("a:") for y in b]
-
-
-def _replay(sweep: Sweep, rows: int, project: Projector, options: dict[str, Any]) -> Moments:
-    ranks = project.ranks
-    projected = Moments(ranks, pairs=cross_pairs(ranks), **{**options, "precision": "float64"})
-    sweep.run(lambda batch_rows: projected.update(project(batch_rows)), "replay")
-    if projected.rows != rows:
-        raise ReplayError(f"replay: got {projected.rows} rows, expected {rows} as in the first pass")
-    return projected

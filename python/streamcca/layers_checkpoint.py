@@ -1,4 +1,4 @@
-"""The checkpoint of a comparison of all layers by sketches: whose it is, and what it holds."""
+"""The checkpoint of a comparison of all layers: whose it is, and what it holds."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamcca.errors import StateFileError
-from streamcca.sketch_state import Checkpoint, packed
+from streamcca import checkpoint
+from streamcca.checkpoint import Checkpoint, check_same_job, packed
 from streamcca.subspace import Rule
 from streamcca.sweep import Sweep, checksum
 from streamcca.wide import AnyArray
 
-NAME = "sketch.state"  # as that of `svcca`, so that each finds and refuses the other's
-_SECONDS = 300.0
-_LONGEST_SHOWN = 60
+# Of a replay, beside the first pass's own, which is not written again meanwhile.
+REPLAY_NAME = "replay.state"
 
 
-def key_of(sweep: Sweep, rule: Rule, directions: int | None, power: int, precision: str) -> dict[str, Any]:
+def key_of(
+    sweep: Sweep, rule: Rule, bounds: Mapping[str, Any], options: Mapping[str, Any], ridge: float
+) -> dict[str, Any]:
     """Return what decides the numbers of a job and is known before its first batch.
 
     Masks, calls, maps' sizes and `forward` are not in it: they show in the rows of the first batch, which every restart
     runs and compares. The inputs of all batches are compared by their checksums.
     """
+    directions = bounds["directions"]
     return {
         "layers": {key: list(tap.modules) for key, tap in sweep.taps.items()},
         "weights": {key: _weights(tap.model) for key, tap in sweep.taps.items()},
         "rule": [rule.name, float(rule.x), float(rule.y)],
+        "ridge": float(ridge),
         "directions": None if directions is None else int(directions),
-        "power": int(power),
-        "precision": precision,
+        "power": int(bounds["power"]),
+        "precision": options["precision"],
+        "nonfinite": options["nonfinite"],
         "rows": sweep.rows,
     }
 
@@ -41,14 +45,15 @@ def _weights(model: Any) -> int:
 
 
 class LayersCheckpoint:
-    """The file in a job's folder; without a folder nothing is ever due.
+    """A file in a job's folder; without a folder nothing is ever due.
 
     Attributes
     ----------
+    folder : Path or None
     saved : dict or None
         What an earlier attempt has left, ``{'meta', 'tensors'}``.
     facts : dict
-        What the first batch has shown, for a restart to plan with.
+        What the first batch has shown, and the strategy that was chosen by it, for a restart to plan with.
 
     Raises
     ------
@@ -56,31 +61,34 @@ class LayersCheckpoint:
         The file is damaged, or another job's.
     """
 
-    def __init__(self, folder: Path | None = None, key: Mapping[str, Any] | None = None) -> None:
-        self._path = None if folder is None else folder / NAME
-        self._file = Checkpoint(self._path, _SECONDS)
+    def __init__(
+        self,
+        folder: Path | None = None,
+        key: Mapping[str, Any] | None = None,
+        strategy: str = "auto",
+        name: str = checkpoint.NAME,
+    ) -> None:
+        self.folder = folder
+        self._path = None if folder is None else folder / name
+        self._file = Checkpoint(self._path, checkpoint.SECONDS)
         self._key = dict(key or {})
         self.saved = self._file.load()
         self.facts: dict[str, Any] = {}
         if self.saved is not None:
-            self.check("key", self._key)
-            self.facts = self.saved["meta"]["facts"]
+            meta = self.saved["meta"]
+            check_same_job(self._path, meta.get("key"), self._key)
+            self.facts = meta["facts"]
+            if strategy != "auto":
+                check_same_job(self._path, self.facts, {"strategy": strategy})
 
-    def check(self, what: str, mine: Mapping[str, Any]) -> None:
-        """Refuse a file that says other things of itself."""
-        assert self.saved is not None  # noqa: S101 - only then
-        known = self.saved["meta"].get(what)
-        if known == mine:
-            return
-        if known is None:
-            difference = "another kind of sketch"
-        else:
-            name = next(name for name in mine if known.get(name) != mine[name])
-            shown = f"{known.get(name)!r}, expected {mine[name]!r}"
-            difference = f"{name}: " + (shown if len(shown) <= _LONGEST_SHOWN else "others than those of this one")
-        raise StateFileError(
-            f"{self._path}: it belongs to another job ({difference}); remove the file, or give another folder="
-        )
+    def of_replay(self) -> LayersCheckpoint:
+        """Return the file of the second pass of the same job."""
+        return LayersCheckpoint(self.folder, self._key, name=REPLAY_NAME)
+
+    def remove_replay(self) -> None:
+        """Remove the file of the second pass."""
+        if self.folder is not None:
+            (self.folder / REPLAY_NAME).unlink(missing_ok=True)
 
     @property
     def due(self) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
+from streamcca.checkpoint import NAME, job_folder
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.gram import Gram, gram
 from streamcca.gram_cca import gram_refuses
+from streamcca.kept_sums import kept_sums
 from streamcca.moments import Moments
 from streamcca.passes import PairPasses
 from streamcca.plan import Strategy, Way, kept_by, plan_among
@@ -53,8 +55,15 @@ def route(
     if way == "sketch":
         return _by_sketch(data, rule, folder, accumulate, sketching or {}, options)
     refuse_sketching(sketching)
-    state, a, b = collect(data, way, folder, accumulate)
-    return correlate_views(state, a, b, rule, options)
+    counted = bool(data) and isinstance(data[0], State)
+    if folder is None or way == "gram" or counted:
+        state, a, b = collect(data, way, folder, accumulate)
+        return correlate_views(state, a, b, rule, options)
+    with job_folder(folder) as place:
+        state, file = kept_sums(data, way, place, accumulate)
+        outcome = correlate_views(state, "x", "y", rule, options)
+        file.remove()
+        return outcome
 
 
 def _by_sketch(
@@ -68,16 +77,9 @@ def _by_sketch(
     passes = PairPasses(data)
     how = {key: accumulate[key] for key in ("precision", "threads", "progress")}
     keeping = {key: options[key] for key in ("measure", "allow_underdetermined", "allow_inaccurate")}
-    place = None if folder is None else Path(folder)
-    try:
-        if place is not None:
-            place.mkdir(parents=True, exist_ok=True)
-        checkpoint = None if place is None else place / "sketch.state"
+    with contextlib.closing(passes), contextlib.ExitStack() as stack:
+        checkpoint = None if folder is None else stack.enter_context(job_folder(folder)) / NAME
         return sketch_svcca(passes, rule, checkpoint=checkpoint, **how, **keeping, **sketching)
-    finally:
-        passes.close()
-        if place is not None and place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
 
 
 def refuse_sketching(sketching: Mapping[str, Any] | None) -> None:
@@ -150,7 +152,10 @@ def collect(data: tuple[Any, ...], way: Way, folder: Any, accumulate: dict[str, 
 
 def _refuse_folder(folder: Any) -> None:
     if folder is not None:
-        raise InputError("folder: got a folder, expected None: only strategy='gram' and 'sketch' keep anything on disk")
+        raise InputError(
+            "folder: got a folder, expected None: it is for rows that svcca, cca or pwcca still have to read, and for "
+            "strategy='gram'"
+        )
 
 
 def _choose(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
+from streamcca.checkpoint import Checkpoint, packed, part_of
 from streamcca.errors import InputError, StateFileError, StreamCCAWarning
 from streamcca.moments import Moments
 from streamcca.pairing import Measure
@@ -18,12 +19,9 @@ from streamcca.results import CCAResult
 from streamcca.sketch import Sketch
 from streamcca.sketch_result import default_directions
 from streamcca.sketch_state import (
-    Checkpoint,
     Ranks,
     RowPrints,
     View,
-    packed,
-    part_of,
     restore_views,
     views_state,
 )

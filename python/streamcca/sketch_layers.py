@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
+from streamcca.checkpoint import part_of
 from streamcca.errors import InputError, MemoryLimitError, NonFiniteError, StreamCCAWarning
 from streamcca.layers_checkpoint import LayersCheckpoint
 from streamcca.moments import Moments
@@ -17,7 +18,7 @@ from streamcca.results import CCAResult
 from streamcca.sketch import Sketch
 from streamcca.sketch_result import default_directions
 from streamcca.sketch_route import sketch_cost
-from streamcca.sketch_state import TooFewError, View, part_of, restore_views, views_state
+from streamcca.sketch_state import TooFewError, View, restore_views, views_state
 from streamcca.sketch_views import (
     Blocks,
     CutView,

@@ -9,6 +9,7 @@ import numpy as np
 
 from streamcca import wide
 from streamcca._backend import state_bytes
+from streamcca.checkpoint import SECONDS, Checkpoint
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.pairing import Measure
 from streamcca.passes import PairPasses
@@ -17,7 +18,7 @@ from streamcca.results import CCAResult
 from streamcca.ritz import PROBES
 from streamcca.sketch_job import Job, JobOptions
 from streamcca.sketch_only import joint_answer
-from streamcca.sketch_state import Checkpoint, Ranks, TooFewError
+from streamcca.sketch_state import Ranks, TooFewError
 from streamcca.sketch_views import say_too_few
 from streamcca.subspace import Rule
 
@@ -92,7 +93,7 @@ def sketch_svcca(
     allow_underdetermined: bool = False,
     allow_inaccurate: bool = False,
     checkpoint: Any = None,
-    checkpoint_seconds: float = 300.0,
+    checkpoint_seconds: float = SECONDS,
     ranks: Ranks | None = None,
     threads: int | None = None,
     progress: Any = "auto",

@@ -1,22 +1,18 @@
-"""What a sketch job keeps between its passes: views, prints of rows, the checkpoint."""
+"""What a sketch job keeps between its passes: views, and prints of rows."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from streamcca import store
 from streamcca._backend import FloatArray
 from streamcca.errors import ReplayError
 from streamcca.moments import Moments
 from streamcca.wide import AnyArray
 
-FORMAT = store.SKETCH_JOB_FORMAT
 _COLUMNS_LOOKED_AT = 256
 _SAME = 1e-5  # as in sweep: noise of a nondeterministic kernel is far below, other rows far above
 _CHANGED = "it must give the same rows each time"
@@ -67,23 +63,6 @@ def restore_views(views: Iterable[View], meta: Iterable[Mapping[str, Any]], tens
         view.parts = [tensors[f"part.{view.name}.{i}"] for i in range(known["parts"])]
         if f"sum.{view.name}" in tensors:
             view.spare = tensors[f"sum.{view.name}"]
-
-
-def packed(states: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, AnyArray]]:
-    """Return the meta and the tensors of several states as those of one."""
-    meta: dict[str, Any] = {}
-    tensors: dict[str, AnyArray] = {}
-    for name, state in states.items():
-        meta[name] = state["meta"]
-        tensors |= {f"{name}/{key}": value for key, value in state["tensors"].items()}
-    return meta, tensors
-
-
-def part_of(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return one of the states that were `packed`."""
-    prefix = f"{name}/"
-    tensors = {key[len(prefix) :]: value for key, value in saved["tensors"].items() if key.startswith(prefix)}
-    return {"meta": saved["meta"][name], "tensors": tensors}
 
 
 class RowPrints:
@@ -145,34 +124,3 @@ class TooFewError(Exception):
     def __init__(self, view: str, directions: int, share: float, would_do: int) -> None:
         super().__init__()
         self.view, self.directions, self.share, self.would_do = view, directions, share, would_do
-
-
-class Checkpoint:
-    """The file that keeps the state of a job."""
-
-    def __init__(self, path: Any, seconds: float) -> None:
-        self._path = None if path is None else Path(path)
-        self._seconds = seconds
-        self._last = time.monotonic()
-
-    def load(self) -> dict[str, Any] | None:
-        """Return what was saved; None if there is nothing. What a writer was killed at goes: it is as large again."""
-        if self._path is not None:
-            store.remove_unfinished(self._path.parent, self._path.name)
-        return store.read_state(self._path, FORMAT) if self._path is not None and self._path.exists() else None
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to save."""
-        return self._path is not None and time.monotonic() - self._last >= self._seconds
-
-    def save(self, meta: dict[str, Any], tensors: Mapping[str, AnyArray]) -> None:
-        """Replace the file, atomically."""
-        assert self._path is not None  # noqa: S101 - due
-        store.write_state(self._path, {"meta": meta, "tensors": dict(tensors)}, FORMAT)
-        self._last = time.monotonic()
-
-    def remove(self) -> None:
-        """Remove the file of a job that is done."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)

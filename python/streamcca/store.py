@@ -22,7 +22,7 @@ QR_FORMAT = "streamcca.qr"
 FORMAT_VERSION = 1
 QR_FORMAT_VERSION = 1
 SKETCH_FORMAT = "streamcca.sketch"
-SKETCH_JOB_FORMAT = "streamcca.sketch-job"
+JOB_FORMAT = "streamcca.job"
 LOGITS_FORMAT = "streamcca.logits"
 LOGITS_FORMAT_VERSION = 1
 MODEL_FORMAT = "streamcca.model"
@@ -32,7 +32,7 @@ _WRITERS = {
     SCORES_FORMAT: "SubspaceScores.save",
     QR_FORMAT: "QRMoments.save",
     SKETCH_FORMAT: "Sketch.save",
-    SKETCH_JOB_FORMAT: "a sketch with a folder=",
+    JOB_FORMAT: "a job with a folder=",
     LOGITS_FORMAT: "save_logits",
     MODEL_FORMAT: "multiplicity.models.training.train",
     TRAINING_FORMAT: "multiplicity.models.training.train",

@@ -11,7 +11,7 @@ import numpy as np
 from streamcca._backend import FloatArray
 from streamcca.errors import InputError
 from streamcca.moments import Moments
-from streamcca.similarity.blas import inner
+from streamcca.similarity.blas import inner, singular_vectors
 from streamcca.subspace import Rule, Truncated, truncate_view
 
 FULL = Rule("full")
@@ -140,6 +140,11 @@ class PairCovariance:
     def rows(self) -> int:
         """Rows of weight above zero."""
         return self.x.rows
+
+    @functools.cached_property
+    def cross_svd(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """U (dx, k), singular values (k,) in falling order, and v' (k, dy) of `cross`, k the narrower width."""
+        return singular_vectors(self.cross)
 
 
 def pair_covariance(moments: Moments, x: ViewCovariance, y: ViewCovariance) -> PairCovariance:

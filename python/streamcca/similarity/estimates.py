@@ -180,7 +180,9 @@ class Sampled:
             own = []
             for i in range(len(parts)):
                 covariance, left, right = self._second_moments(i, a, b)
-                own.append(float(np.vdot(covariance + np.outer(left, right), covariance + np.outer(left, right))))
+                # |C + l r'|^2, without a matrix of it
+                both = 2 * left @ covariance @ right + (left @ left) * (right @ right)
+                own.append(float(np.vdot(covariance, covariance) + both))
             whole = total.covariance(a, b, ddof=0)
             terms.append((float(np.vdot(whole, whole)) - float(shares**2 @ own)) / (1 - float(shares @ shares)))
         for term, view in zip(terms[:2], (pair.a, pair.b), strict=True):
@@ -202,17 +204,20 @@ class Sampled:
         root of both squares is taken instead, which noise cannot drive to infinity.
         """
         total, c = self.groups.total, pair.covariance
-        u, s, v = np.linalg.svd(c.cross, full_matrices=False)
+        u, s, v = c.cross_svd
         inside, left_over, right_over = np.zeros((len(s), len(s))), np.zeros(len(s)), np.zeros(len(s))
         count = len(self.groups.parts)
         for i, part in enumerate(self.groups.parts):
             covariance, left, right = self._second_moments(i, pair.a, pair.b)
             noise = (covariance + np.outer(left, right) - c.cross) * (part.n / total.n * math.sqrt(count / (count - 1)))
-            by_u, by_v = u.T @ noise, noise @ v.T
+            by_u = u.T @ noise
             both = by_u @ v.T
             inside += (both - both.T) ** 2
-            left_over += (by_v**2).sum(axis=0) - (both**2).sum(axis=0)
-            right_over += (by_u**2).sum(axis=1) - (both**2).sum(axis=1)
+            # U and V span the narrower view: nothing lies outside of that.
+            if len(u) > len(s):
+                left_over += ((noise @ v.T) ** 2).sum(axis=0) - (both**2).sum(axis=0)
+            if v.shape[1] > len(s):
+                right_over += (by_u**2).sum(axis=1) - (both**2).sum(axis=1)
         sums = np.add.outer(s, s)
         # Each pair i < j stands twice in the square, hence the half; the diagonal is zero.
         bias = 0.5 * float(np.sum(np.sqrt(sums**2 + inside) - sums))

@@ -72,7 +72,7 @@ def _inverse_deviations(view: ViewCovariance) -> FloatArray:
 def procrustes(pair: PairCovariance) -> Formed:
     """Nuclear norm of Sxy over sqrt(tr Sxx tr Syy); also the normalized Bures similarity of the Gram matrices."""
     x, y = pair.x, pair.y
-    u, s, v = singular_vectors(pair.cross)
+    u, s, v = pair.cross_svd
     size = np.sqrt(x.trace * y.trace)
     value = min(1.0, float(s.sum()) / size)
     # Where singular values are below the error its norm decides: |S + E|_* - |S|_* <= |E|_*.

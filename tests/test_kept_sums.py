@@ -1,0 +1,165 @@
+"""Two views of which covariances or factors were half counted: a restart goes on, to the bits of an undisturbed run."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import streamcca as sc
+
+pytestmark = pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning", "ignore::streamcca.SampleSizeWarning")
+ROWS, BATCH = 700, 90
+MEASURES = {"svcca": (sc.svcca, {"variance": 0.9}), "cca": (sc.cca, {}), "pwcca": (sc.pwcca, {"rank": 3})}
+
+
+@pytest.fixture(autouse=True)
+def after_every_batch(monkeypatch):
+    monkeypatch.setattr(sys.modules["streamcca.store"].os, "fsync", lambda _: None)
+    monkeypatch.setattr(sys.modules["streamcca.checkpoint"], "SECONDS", 0.0)
+
+
+def views(dtype="float32"):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((ROWS, 30)) + 1e3
+    return x.astype(dtype), (x[:, :12] + rng.standard_normal((ROWS, 12))).astype(dtype)
+
+
+class Batches:
+    """Pairs of batches that are broken off after some of them; `read` counts them."""
+
+    def __init__(self, x, y, at=None):
+        self.x, self.y, self.at, self.read = x, y, at, 0
+
+    def __iter__(self):
+        return self.pairs(0)
+
+    def pairs(self, first):
+        for i in range(first, len(self.x), BATCH):
+            if self.at is not None and i >= self.at * BATCH:
+                raise KeyboardInterrupt
+            self.read += 1
+            yield self.x[i : i + BATCH], self.y[i : i + BATCH]
+
+
+class FromAnyRow(Batches):
+    """The same, that need not be read from the start."""
+
+    def batches(self, first):
+        return self.pairs(first)
+
+
+def bits(result):
+    arrays = (result.correlations, result.x_weights, result.y_weights, result.correlation_error_bounds)
+    numbers = (result.mean, result.error_bound, result.n, result.rank_x, result.rank_y)
+    return [array.tobytes() for array in arrays], numbers
+
+
+@pytest.mark.parametrize("kind", [Batches, FromAnyRow])
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("way", ["covariance", "qr"])
+def test_broken_off_at_a_batch(tmp_path, measure, way, kind):
+    call, how = MEASURES[measure]
+    x, y = views()
+    truth = bits(call(Batches(x, y), strategy=way, **how))
+    for at in range(1, 8):
+        with pytest.raises(KeyboardInterrupt):
+            call(kind(x, y, at), strategy=way, folder=tmp_path / "job", **how)
+        assert [path.name for path in (tmp_path / "job").iterdir()] == ["job.state"]
+        data = kind(x, y)
+        assert bits(call(data, strategy=way, folder=tmp_path / "job", **how)) == truth, (at, way)
+        # A batch to see the type and width by, and again to know the views by; then what was not counted.
+        assert data.read == 2 + 8 - (at if kind is FromAnyRow else 0)
+        assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+def test_files_arrays_and_types(tmp_path, dtype, monkeypatch):
+    """Chunks of files and of arrays are as long as memory allows; here they are short."""
+    monkeypatch.setattr(sys.modules["streamcca.passes"], "_CHUNK_BYTES", 3000)
+    x, y = views("float32" if dtype == "bfloat16" else dtype)
+    if dtype == "bfloat16":
+        x, y = torch.from_numpy(x).bfloat16(), torch.from_numpy(y).bfloat16()
+    else:
+        np.save(tmp_path / "x.npy", x)
+        x = tmp_path / "x.npy"
+    truth = bits(sc.svcca(x, y, rank=4))
+    folder = tmp_path / "job"
+    assert bits(sc.svcca(x, y, rank=4, folder=folder)) == truth
+    update, calls = sc.Moments.update, []
+
+    def breaking(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        update(self, *args, **kwargs)
+
+    monkeypatch.setattr(sc.Moments, "update", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        sc.svcca(x, y, rank=4, folder=folder)
+    assert bits(sc.svcca(x, y, rank=4, folder=folder)) == truth
+    assert not folder.exists()
+
+
+def test_rows_left_out_are_not_read_again(tmp_path):
+    x, y = views()
+    x[95] = np.nan
+    x[400, 3] = np.inf
+    truth = sc.svcca(x, y, rank=4, nonfinite="skip")
+    with pytest.raises(KeyboardInterrupt):
+        sc.svcca(FromAnyRow(x, y, 5), rank=4, nonfinite="skip", folder=tmp_path)
+    found = sc.svcca(FromAnyRow(x, y), rank=4, nonfinite="skip", folder=tmp_path)
+    assert bits(found) == bits(truth)
+    assert found.n == ROWS - 2
+
+
+def test_a_measure_that_refuses_loses_no_rows(tmp_path):
+    """The state stays until the answer is there."""
+    x, y = views()
+    with pytest.raises(sc.InputError, match="rank"):
+        sc.svcca(Batches(x, y), rank=40, folder=tmp_path)
+    assert (tmp_path / "job.state").exists()
+    data = FromAnyRow(x, y)
+    assert bits(sc.svcca(data, rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
+    assert data.read == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"strategy": "qr"}, "another job .strategy: 'covariance', expected 'qr'"),
+        ({"precision": "float64"}, "another job .precision: 'auto', expected 'float64'"),
+        ({"nonfinite": "skip"}, "another job .nonfinite: 'raise', expected 'skip'"),
+        ({"strategy": "sketch", "directions": 8}, "another job"),
+    ],
+)
+def test_another_job_is_refused(tmp_path, change, sentence):
+    x, y = views()
+    with pytest.raises(KeyboardInterrupt):
+        sc.svcca(Batches(x, y, 3), rank=4, folder=tmp_path)
+    before = (tmp_path / "job.state").read_bytes()
+    with pytest.raises(sc.StateFileError, match=sentence):
+        sc.svcca(Batches(x, y), rank=4, folder=tmp_path, **change)
+    assert (tmp_path / "job.state").read_bytes() == before
+
+
+def test_other_rows_are_refused(tmp_path):
+    x, y = views()
+    with pytest.raises(KeyboardInterrupt):
+        sc.svcca(Batches(x, y, 3), rank=4, folder=tmp_path)
+    for other in (Batches(x[:, :-1], y), Batches(x.astype(np.float64), y), Batches(y, x)):
+        with pytest.raises(sc.StateFileError, match="another job .views: "):
+            sc.svcca(other, rank=4, folder=tmp_path)
+    with pytest.raises(sc.StateFileError, match="another job .first row: "):
+        sc.svcca(Batches(x[::-1], y), rank=4, folder=tmp_path)
+    with pytest.raises(sc.StateFileError, match=f"another job .rows: None, expected {ROWS}"):
+        sc.svcca(x, y, rank=4, folder=tmp_path)
+    with pytest.raises(sc.InputError, match="an iterator, which a restart could not read again"):
+        sc.svcca(iter(Batches(x, y)), rank=4, folder=tmp_path)
+    with pytest.raises(sc.InputError, match="folder: .* rows that svcca, cca or pwcca still have to read"):
+        sc.cka(x, y, folder=tmp_path)
+    with pytest.raises(sc.InputError, match="folder: "):
+        sc.svcca(sc.accumulate({"x": x, "y": y}), rank=4, folder=tmp_path)
+    assert bits(sc.svcca(FromAnyRow(x, y), rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
