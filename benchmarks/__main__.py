@@ -86,7 +86,11 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
             measures.run_grid(
                 rounds=args.rounds or (1 if args.quick else 3), **(small | {"layers": 2} if args.quick else {})
             ),
-            measures.run_intervals(rounds=args.rounds or (1 if args.quick else 5), **(small if args.quick else {})),
+            measures.run_intervals(
+                width=24 if args.quick else 512,
+                rows=2000 if args.quick else 200_000,
+                rounds=args.rounds or (1 if args.quick else 5),
+            ),
         ]
         if not args.quick:  # what an interval adds is the same for any number of rows
             results.append(measures.run_intervals(rows=1_000_000, rounds=args.rounds or 3, methods=["jackknife"]))

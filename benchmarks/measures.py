@@ -6,10 +6,12 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+Method = Literal["jackknife", "bootstrap"]
+_METHODS: tuple[Method, ...] = ("jackknife", "bootstrap")
 _ALL_BAR, _INTERVAL_BAR = 1.5, 1.3
 
 
@@ -78,7 +80,7 @@ def run_grid(layers: int = 10, width: int = 256, rows: int = 200_000, rounds: in
 
 
 def run_intervals(
-    width: int = 512, rows: int = 200_000, rounds: int = 5, methods: Sequence[str] = ("jackknife", "bootstrap")
+    width: int = 512, rows: int = 200_000, rounds: int = 5, methods: Sequence[Method] = _METHODS
 ) -> dict[str, Any]:
     """Compare two layers: the number alone, and with its interval."""
     import streamcca as sc

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import streamcca as sc
-from streamcca import _backend
+from streamcca import _backend, devices
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))  # for the package of benchmarks
@@ -81,3 +81,24 @@ def same_bits():
         assert bits(a) == bits(b)
 
     return check
+
+
+def _why_no_device():
+    """Why moments cannot live on a CUDA device here, or nothing."""
+    try:
+        devices.checked_device("cuda")
+    except sc.DeviceError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request, monkeypatch):
+    """Every device that moments can live on; see test_cuda.py."""
+    if request.param == "cuda" and (why := _why_no_device()):
+        if os.environ.get("STREAMCCA_REQUIRE_CUDA") == "1":
+            pytest.fail(why)
+        pytest.skip(why)
+    # Blocks that few rows fill; the default is thousands.
+    monkeypatch.setenv("STREAMCCA_CUDA_BLOCK_ROWS", "256")
+    return request.param

@@ -10,6 +10,6 @@ for tool in memcheck racecheck initcheck synccheck; do
     echo "=== $tool, $ladder"
     options=(--tool "$tool" --error-exitcode 1 --target-processes all --kernel-name kernel_substring=streamcca)
     [ "$tool" = memcheck ] && options+=(--leak-check full)
-    STREAMCCA_CUDA_LADDER=$ladder compute-sanitizer "${options[@]}" python -m pytest -q -x tests/test_cuda.py
+    STREAMCCA_CUDA_LADDER=$ladder compute-sanitizer "${options[@]}" python -m pytest -q -x tests/test_cuda.py tests/test_cuda_layers.py
   done
 done

@@ -7,7 +7,6 @@ neither a GPU nor the emulator those on "cuda" are skipped, or fail if STREAMCCA
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 
 import numpy as np
@@ -25,28 +24,8 @@ MOST = {"float32": 32 * U["float32"], "float64": 16 * U["float64"]}
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
-def usable():
-    """Why moments cannot live on a CUDA device here, or nothing."""
-    try:
-        devices.checked_device("cuda")
-    except sc.DeviceError as error:
-        return str(error)
-    return ""
-
-
 def is_emulated():
     return bool(devices._extension().EMULATED)
-
-
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request, monkeypatch):
-    if request.param == "cuda" and (why := usable()):
-        if os.environ.get("STREAMCCA_REQUIRE_CUDA") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
-    # Blocks that few rows fill; the default is thousands.
-    monkeypatch.setenv("STREAMCCA_CUDA_BLOCK_ROWS", "256")
-    return request.param
 
 
 def rows_on(device, values, dtype="float32"):

@@ -319,7 +319,6 @@ def test_a_full_disk_is_known_before_the_first_row(tmp_path, monkeypatch):
     [
         ({"ridge": 0.1}, sc.InputError, "no neurons to add it to"),
         ({"nonfinite": "skip"}, sc.InputError, "takes 'raise' only"),
-        ({"strategy": "covariance", "folder": "f"}, sc.InputError, "folder: got"),
         ({"strategy": "grams"}, sc.InputError, "strategy: got 'grams'"),
         ({"rank": 299}, sc.UnderdeterminedError, "too few"),
         ({"rank": 3000}, sc.InputError, "rank 3000 was asked for"),

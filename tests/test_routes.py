@@ -69,7 +69,7 @@ def test_states_go_their_own_way(views):
     with pytest.raises(sc.InputError, match="ridge: strategy='qr'"):
         sc.cca(x, y, ridge=0.1, strategy="qr")
     with pytest.raises(sc.InputError, match="folder: got a folder"):
-        sc.cca(x, y, folder="f", strategy="qr")
+        sc.cka(x, y, folder="f", strategy="covariance")
     with pytest.raises(sc.InputError, match="got 'qr', expected one of 'auto', 'covariance', 'gram'"):
         sc.cka(x, y, strategy="qr")
 
@@ -182,7 +182,7 @@ def test_the_command_line_forces_a_route(strategy, decaying, tmp_path, capsys, m
         (["--measure", "cca", "--strategy", "sketch"], 3, "sketch: got no truncation"),
         (["--strategy", "gram", "--power", "1"], 3, "power: got 1, which only strategy='sketch' knows"),
         (["--measure", "pwcca", "--directions", "9"], 2, "--directions goes with --measure svcca, not with pwcca"),
-        (["--strategy", "qr", "--folder", "f"], 3, "folder: got a folder"),
+        (["--measure", "cka", "--strategy", "covariance", "--folder", "f"], 3, "folder: got a folder"),
     ],
 )
 def test_what_the_command_line_refuses(arguments, code, sentence, views, tmp_path, capsys, monkeypatch):

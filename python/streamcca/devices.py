@@ -6,6 +6,8 @@ import os
 import re
 from typing import Any, NoReturn
 
+import numpy as np
+
 from streamcca._backend import Accumulator, FloatArray, Rounding
 from streamcca.errors import DeviceError, DTypeError, InputError
 
@@ -48,6 +50,15 @@ def checked_device(device: str | None) -> str | None:
         here = f"of devices there are {count}, counted from 0" if count else why
         raise DeviceError(f"device: got {device!r}, but no CUDA kernels can run there ({here}); {_REMEDY}")
     return str(device)
+
+
+def to_device(array: np.ndarray[Any, Any], device: str | None) -> Any:
+    """Return an array as it is, or, for moments on a CUDA device, as a tensor there (needs torch)."""
+    if device in (None, "cpu") or _extension().EMULATED:
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(device)
 
 
 def can_follow(array: Any) -> bool:

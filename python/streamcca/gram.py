@@ -15,6 +15,7 @@ import numpy as np
 
 from streamcca._backend import FloatArray, Rounding
 from streamcca._memory import check_memory
+from streamcca.devices import checked_device, to_device
 from streamcca.errors import InputError, NonFiniteError
 from streamcca.moments import Moments, Precision
 from streamcca.passes import AnyArray, PairPasses, widened
@@ -93,6 +94,7 @@ def gram(
     precision: Precision = "auto",
     threads: int | None = None,
     progress: bool | Literal["auto"] = "auto",
+    device: str | None = None,
 ) -> Gram:
     """Form the n x n Gram matrices of two views of any width, in little memory.
 
@@ -113,6 +115,8 @@ def gram(
         As in `Moments`.
     progress : 'auto' or bool
         Progress bars on stderr.
+    device : None, 'cpu', 'cuda' or 'cuda:1'
+        Where the products are formed. Tiles go to a CUDA device one by one (needs torch); the matrices come back.
 
     Returns
     -------
@@ -134,6 +138,7 @@ def gram(
     Gram(n=50, views={'x': 3000, 'y': 2000}, precision='float64')
     """
     check_option("precision", precision, ("auto", "float32", "float64"))
+    checked_device(device)
     if keep and folder is None:
         raise InputError("keep: got True without a folder=, expected the folder to keep the rows in")
     passes = PairPasses(data)
@@ -148,7 +153,7 @@ def gram(
             if passes.rows is not None:
                 _check_fits(passes.rows, [])
             spool, views = _open_tiles(passes, home, progress)
-            options: Mapping[str, Any] = {"precision": precision, "threads": threads, "progress": progress}
+            options = {"precision": precision, "threads": threads, "progress": progress, "device": device}
             result = _form(views, home, options)
             if home is not None and not keep:
                 remove_files(home, spool)
@@ -171,37 +176,47 @@ def _form(views: Mapping[str, ColumnTiles], folder: Path | None, options: Mappin
 
 
 def form_view(
-    name: str, view: ColumnTiles, folder: Path | None, *, precision: Precision, threads: int | None, progress: Any
+    name: str,
+    view: ColumnTiles,
+    folder: Path | None,
+    *,
+    precision: Precision,
+    threads: int | None,
+    progress: Any,
+    device: str | None = None,
 ) -> ViewGram:
     """Form one view's matrix from its tiles; an unfinished one waits in `folder`, if there is one."""
     if view.rows < 2:
         raise InputError(f"the data hold {view.rows} row{'s' * (view.rows != 1)}; expected at least 2")
     _check_fits(view.rows, [view.width])
-    moments = _accumulate(name, view, folder, precision, threads, progress)
-    return ViewGram(view.width, *_about_zero(moments, name), moments.precision)
-
-
-def _accumulate(
-    name: str, view: ColumnTiles, folder: Path | None, precision: Precision, threads: int | None, progress: Any
-) -> Moments:
-    """Sum the products of a view's columns: rows of `Moments` whose neurons are the samples."""
-    moments, path = Moments({name: view.rows}, precision=precision, threads=threads), None
+    path = None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{_fingerprint(view, name, precision):08x}.gram"
         remove_unfinished(folder, path.name)
-        if path.exists():
-            moments = Moments.load(path, threads)
-    saved = time.monotonic()
+    if path is not None and path.exists():
+        moments = Moments.load(path, threads, device)
+    else:
+        moments = Moments({name: view.rows}, precision=precision, threads=threads, device=device or "cpu")
+    _accumulate(moments, name, view, path, device, progress)
+    return ViewGram(view.width, *_about_zero(moments, name), moments.precision)
+
+
+def _accumulate(
+    moments: Moments, name: str, view: ColumnTiles, path: Path | None, device: str | None, progress: Any
+) -> None:
+    """Sum the products of a view's columns: rows of `Moments` whose neurons are the samples."""
+    saved, done = time.monotonic(), moments.rows
     with progress_bar(progress, view.width, "column", f"gram {name}") as bar:
-        bar.update(moments.rows)
-        for _, bits, dtype in tiles_of(view, -(-moments.rows // TILE)):
-            moments.update({name: _centered(bits, dtype, moments.precision, name).T})
+        bar.update(done)
+        for _, bits, dtype in tiles_of(view, -(-done // TILE)):
+            centered = to_device(_centered(bits, dtype, moments.precision, name), device)
+            moments.update({name: centered.T})
+            done += bits.shape[1]
             bar.update(bits.shape[1])
-            if path is not None and (time.monotonic() - saved > _SAVE_EVERY or moments.rows == view.width):
+            if path is not None and (time.monotonic() - saved > _SAVE_EVERY or done == view.width):
                 moments.save(path)
                 saved = time.monotonic()
-    return moments
 
 
 def _fingerprint(view: ColumnTiles, name: str, precision: str) -> int:

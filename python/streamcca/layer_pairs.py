@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcca.checkpoint import job_folder, part_of
+from streamcca.devices import can_follow
 from streamcca.errors import InputError, MemoryLimitError, ReplayError, StreamCCAWarning
 from streamcca.gram import form_view, remove_files
 from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
@@ -57,6 +58,7 @@ class LayerPairs:
         self._bounds, self._progress, self._stack = bounds, progress, stack
         self._widths: dict[str, int] | None = None
         self._rows = 0
+        self._rows_on: str | None = None
         if bounds["strategy"] in ("replay", "sketch"):
             check_repeatable(sweep)
         _check_sketching(bounds)
@@ -123,6 +125,7 @@ class LayerPairs:
         count = len(next(iter(batch.values())))
         if self._widths is None:
             self._widths = {name: int(x.shape[1]) for name, x in batch.items()}
+            self._rows_on = "cuda" if can_follow(next(iter(batch.values()))) else None
             self._start(count, max(x.element_size() for x in batch.values()))
         check_same_layers(batch, self._widths)
         if self.bill.strategy == "gram":
@@ -130,7 +133,7 @@ class LayerPairs:
         elif self.bill.strategy == "sketch":
             self.sketches.add(batch)
         elif self.bill.strategy == "qr":
-            self.factor.update(batch)
+            self.factor.update({name: x.cpu() for name, x in batch.items()})
         else:
             self.moments.update(batch)
         self._rows += count
@@ -169,6 +172,8 @@ class LayerPairs:
                 folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="streamcca-spool-"))
             self.spool = Spool(Path(folder))
             return
+        if way in ("sketch", "qr") and self._options["device"] not in (None, "cpu"):
+            raise InputError(f"device: got {self._options['device']!r}, but {way!r} counts on the CPU; leave it out")
         if way != "sketch":
             refuse_sketching({name: self._bounds[name] for name in ("directions", "power")})
         if folder is not None:
@@ -291,7 +296,8 @@ class LayerPairs:
 
     def _pair_scores(self, views: Mapping[str, str]) -> Pairing:
         self.spool.finish()
-        how = {key: self._options[key] for key in ("precision", "threads")} | {"progress": self._progress}
+        how = {key: self._options[key] for key in ("precision", "threads")}
+        how |= {"progress": self._progress, "device": self._options["device"] or self._rows_on}
         spaces = {}
         for name, key in views.items():
             # One matrix at a time; of each view only the kept scores stay.

@@ -178,6 +178,15 @@ class Moments:
         for name, values in row_ids.items():
             self._ids_checksum[name] = zlib.crc32(values.tobytes(), self._ids_checksum.get(name, 0))
 
+    def _check(self, rows: list[Any]) -> None:
+        """Refuse what `update` would refuse of a batch; on a device values are looked at when they are counted."""
+        self._follow(rows)
+        self._core.check(rows)
+
+    @property
+    def _on_device(self) -> bool:
+        return isinstance(self._core, CudaAccumulator)
+
     def merge(self, other: Moments) -> None:
         """Add all rows of `other`, as if they had been rows of this object.
 
@@ -199,7 +208,7 @@ class Moments:
 
     def _cpu_core(self) -> Accumulator:
         """Return the accumulator as the CPU has it: itself, or a copy of one on a device, not to be changed."""
-        return self._core._host() if isinstance(self._core, CudaAccumulator) else self._core
+        return self._core._host() if self._on_device else self._core  # type: ignore[attr-defined]
 
     def reset(self) -> None:
         """Forget all rows; the configuration stays."""

@@ -302,7 +302,7 @@ def subspace_scores(
     if not kept.complete:
         check_repeatable(sweep)
     sweep.remember()
-    options = {"precision": precision, "threads": threads, "pairs": "self", "device": "cpu"}
+    options = {"precision": precision, "threads": threads, "pairs": "self", "device": device}
     moments = first_pass(sweep, options, f"{name}: moments", kept.add)
     sweep.report_silent()
     truncated = {view: truncate_view(moments, view, rule, rule.x, ridge) for view in moments.views}

@@ -19,14 +19,14 @@ class LayerStreams:
     """Moments of every layer alone: rows are packed from a layer's output at once, and no copy of them is kept.
 
     A forward that fails is taken back: a layer's moments are marked before its first rows of the forward. Where a mark
-    would be larger than the rows (few rows of a wide layer), a copy of the rows waits for the end of the forward
-    instead. One forward at a time streams; what forwards of other threads bring meanwhile waits until it has ended,
-    since a mark that is returned to would undo theirs as well.
+    would be larger than the rows (few rows of a wide layer), or on a device, which would have to be waited for, a copy
+    of the rows waits for the end of the forward instead. One forward at a time streams; what forwards of other threads
+    bring meanwhile waits until it has ended, since a mark that is returned to would undo theirs as well.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._moments: dict[str, Moments] = {}
-        self._counts: dict[str, int] = {}  # after the last complete forward
+        self._counts: dict[str, int | None] = {}  # after the last complete forward; None: a device would be waited for
         self._options = {**options, "pairs": "self"}
         self._lock = threading.RLock()
         self._owner: int | None = None  # thread whose forward streams
@@ -41,9 +41,10 @@ class LayerStreams:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows of each layer after the last complete forward."""
+        """Rows of each layer after the last complete forward; waits for a device."""
         with self._lock:
-            return dict(self._counts)
+            # On a device nothing is counted before a forward has ended.
+            return {name: self._moments[name].rows if count is None else count for name, count in self._counts.items()}
 
     def begin(self) -> bool:
         """Claim the streams for this thread's forward; False if another one has them."""
@@ -62,8 +63,9 @@ class LayerStreams:
             if self._owner != threading.get_ident():
                 return  # closed meanwhile
             moments = self._moments_of(layer, int(rows.shape[-1]))
-            if layer in self._kept or (layer not in self._marked and _mark_is_dearer(rows)):
-                moments._core.check([rows])
+            moments._follow([rows])
+            if layer in self._kept or (layer not in self._marked and _mark_is_dearer(rows, moments)):
+                moments._check([rows])
                 self._kept.setdefault(layer, []).append(copy())
                 return
             if layer not in self._marked:
@@ -74,14 +76,16 @@ class LayerStreams:
     def end(self, complete: bool) -> None:
         """End the forward: keep what it brought, or take it back; then count what waited."""
         with self._lock:
-            if complete:
-                for layer, parts in self._kept.items():
-                    for rows in parts:
-                        self._moments[layer].update({layer: rows})
-            else:
-                for layer in self._marked:
-                    self._moments[layer]._core.return_to_mark()
-            self._settle()
+            try:
+                if complete:
+                    for layer, parts in self._kept.items():
+                        for rows in parts:
+                            self._moments[layer].update({layer: rows})
+                else:
+                    for layer in self._marked:
+                        self._moments[layer]._core.return_to_mark()
+            finally:  # what a device has refused of an earlier forward is raised here
+                self._settle()
             waiting, self._waiting = self._waiting, []
             for forward in waiting:
                 self._count(forward)
@@ -90,7 +94,7 @@ class LayerStreams:
         self._marked.clear()
         self._kept.clear()
         self._owner = None
-        self._counts = {layer: moments.rows for layer, moments in self._moments.items()}
+        self._counts = {layer: None if m._on_device else m.rows for layer, m in self._moments.items()}
 
     def count(self, rows: Mapping[str, Tensor]) -> None:
         """Count the rows of a whole forward, of all layers or of none."""
@@ -99,7 +103,7 @@ class LayerStreams:
                 self._check_memory({layer: int(x.shape[-1]) for layer, x in rows.items()})
             # Refused here, in the thread that brings them, even if they have to wait.
             for layer, x in rows.items():
-                self._moments_of(layer, int(x.shape[-1]))._core.check([x])
+                self._moments_of(layer, int(x.shape[-1]))._check([x])
             if self._owner is not None:
                 self._waiting.append(rows)
             else:
@@ -163,9 +167,9 @@ class LayerStreams:
         return result
 
 
-def _mark_is_dearer(rows: Tensor) -> bool:
-    # A mark copies half of a float64 matrix.
-    return rows.numel() * rows.element_size() < 4 * rows.shape[-1] ** 2
+def _mark_is_dearer(rows: Tensor, moments: Moments) -> bool:
+    # A mark copies half of a float64 matrix; of a device to the CPU, and waits.
+    return moments._on_device or rows.numel() * rows.element_size() < 4 * rows.shape[-1] ** 2
 
 
 def _joined_state(cores: list[Accumulator]) -> dict[str, Any]:

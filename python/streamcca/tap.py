@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from streamcca.devices import checked_device
 from streamcca.eager import EAGER
 from streamcca.errors import InputError, LayerError, StreamCCAWarning
 from streamcca.layers import Layers, glob_pattern, select_layers, selectors_of, unwrapped
@@ -17,7 +18,6 @@ from streamcca.masks import Mask, MaskFinder, Masks
 from streamcca.resize import Resizer
 from streamcca.rows import Grid, Way, features_axis, grid_of, output_tensor, padded, rows_in_place, to_rows
 from streamcca.stream import LayerStreams
-from streamcca.views import check_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +126,6 @@ class LayerTap:
         call_index: CallIndex = None,
         resizer: Resizer | None = None,
     ) -> None:
-        check_device(device)
         check_call_index(call_index)
         model = self.model = unwrapped(model)
         self.modules = select_layers(model, layers)
@@ -138,7 +137,7 @@ class LayerTap:
         self.streams: LayerStreams | None = None  # where rows go at once, if each layer is for itself
         self._call_index = call_index
         self._selectors = selectors_of(layers)
-        self._device = device
+        self._to_cpu = checked_device(device) == "cpu"
         self._masks = MaskFinder(model, mask)
         self._resizer = resizer
         if resizer is not None:
@@ -228,8 +227,8 @@ class LayerTap:
             # Before the size is looked up: once it is decided what a row is, the size is known.
             whole = name not in self.ways
             tensor, grid = self._resized(name, tensor, grid)
-            if self._device is not None and not (whole and self._resizer):  # maps are resized where they are
-                tensor = tensor.to(self._device)
+            if self._to_cpu and not (whole and self._resizer):  # maps are resized where they are
+                tensor = tensor.cpu()
             # Copied or counted at once: a following in-place operation must not reach the rows.
             kept = _Output(tensor.clone(), grid, valid, whole=True) if whole else self._rows(name, tensor, grid, valid)
             self._forward.outputs.setdefault(name, []).append(kept)
@@ -354,8 +353,8 @@ class LayerTap:
     def _rows_of(self, name: str, call: _Output, tensor: Tensor, way: Way) -> Tensor:
         if not call.whole:
             return tensor
-        if self._device is not None:
-            tensor = tensor.to(self._device)
+        if self._to_cpu:
+            tensor = tensor.cpu()
         return to_rows(name, tensor, call.grid, way, call.valid)
 
     def report_silent(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from streamcca.errors import DeviceError, InputError
+from streamcca.errors import InputError
 
 _MOST_THREADS = 1024
 
@@ -35,18 +35,6 @@ def excerpts(got: str, expected: str, most: int = 120) -> tuple[str, str]:
         return ("... " if start else "") + text[start : start + most] + (" ..." if len(text) > start + most else "")
 
     return cut(got), cut(expected)
-
-
-def check_device(device: str | None) -> None:
-    """Refuse to count what is watched anywhere but on the CPU."""
-    if device in (None, "cpu"):
-        return
-    if str(device).startswith("cuda"):
-        raise DeviceError(
-            f"device: got {device!r}, but what is watched is counted on the CPU; use device='cpu', which copies rows "
-            "that are elsewhere, or give them to Moments(device='cuda') yourself"
-        )
-    raise InputError(f"device: got {device!r}, expected None or 'cpu'")
 
 
 def checked_views(views: Mapping[str, int]) -> dict[str, int]:

@@ -309,8 +309,9 @@ def watch(
     pairs, precision, nonfinite, threads
         As in `Moments`. With ``pairs='self'`` each layer is for itself: its rows are counted straight from its output,
         without a copy of them, and layers may have different numbers of rows (``.layer_moments``).
-    device : None or 'cpu'
-        'cpu' copies rows that are on another device to the CPU; None refuses them.
+    device : None, 'cpu', 'cuda' or 'cuda:1'
+        Where moments live: None follows the rows, so that those on a CUDA device are counted there (`Moments`), and
+        refuses them where there are no kernels; 'cpu' copies them to the CPU.
     strategy : 'auto', 'covariance' or 'gram'
         'covariance' keeps moments. 'gram' writes all rows to `folder`, and forms one matrix of n x n for each layer of
         any width afterwards (``.gram``). 'auto' keeps moments, or refuses at the first forward if they do not fit, and
@@ -362,6 +363,6 @@ def watch(
         "precision": precision,
         "nonfinite": nonfinite,
         "threads": threads,
-        "device": "cpu",
+        "device": device,
     }
     return Watch(model, layers, rows, mask, call_index, resize, resize_by, device, options, strategy, folder, memory)

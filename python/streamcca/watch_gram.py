@@ -88,7 +88,7 @@ class RowKeeper:
             self._spool.finish()
         if self._spool.rows != self.rows:
             self._refuse_other_rows(self._spool.rows)
-        how = {key: self._options[key] for key in ("precision", "threads")} | {"progress": "auto"}
+        how = {key: self._options[key] for key in ("precision", "threads", "device")} | {"progress": "auto"}
         views = {name: form_view(name, self._spool.tiles(name), self._folder, **how) for name in self.widths}
         remove_files(self._folder, self._spool)
         self._gram = Gram(views)
