@@ -216,6 +216,9 @@ def test_the_chosen_way_is_kept_to(two, tmp_path):
     for other in ("replay", "sketch", "qr"):
         with pytest.raises(sc.StateFileError, match=f"another job .strategy: 'covariance', expected '{other}'"):
             sc.compare(*two, data, **how | {"strategy": other, "folder": tmp_path})
+    for change in ({"ridge": 0.1}, {"nonfinite": "skip"}, {"variance": 0.8}):
+        with pytest.raises(sc.StateFileError, match=f"another job .({next(iter(change))}|rule): "):
+            sc.compare(*two, data, **how | change, folder=tmp_path)
     found = sc.compare(*two, data, **how | {"strategy": "auto", "folder": tmp_path})
     assert bits(found) == bits(sc.compare(*two, data, **how))
     with pytest.raises(sc.InputError, match="can be read only once"):

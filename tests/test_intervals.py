@@ -45,6 +45,51 @@ def test_parts_together_are_all_rows():
     assert sc.cka(g.total).mean == pytest.approx(sc.cka(x, y).mean, abs=1e-14)
 
 
+def parts_that_differ(dx, dy):
+    """Parts of other lengths and means, so that each is off in both: rows, as they are and less the means of all."""
+    rng = np.random.default_rng(5)
+    g, rows = sc.GroupMoments({"x": dx, "y": dy}, parts=9), []
+    for part in range(9):
+        z = rng.standard_normal((40 + 9 * part, 3))
+        x, y = (z @ rng.standard_normal((3, d)) + rng.standard_normal((len(z), d)) for d in (dx, dy))
+        rows.append((x + rng.standard_normal(dx), y + rng.standard_normal(dy)))
+        g.update(x=rows[-1][0], y=rows[-1][1])
+    means = [np.concatenate([part[i] for part in rows]).mean(axis=0) for i in (0, 1)]
+    return g, [tuple(view - mean for view, mean in zip(part, means, strict=True)) for part in rows]
+
+
+@pytest.mark.parametrize("widths", [(6, 4), (4, 6), (5, 5)])
+def test_bias_of_cka_and_of_the_nuclear_norm_against_rows(widths):
+    """The formulas of the docstrings, from the rows and whole bases."""
+    g, parts = parts_that_differ(*widths)
+    n = sum(len(x) for x, _ in parts)
+    shares = np.array([len(x) / n for x, _ in parts])
+    terms = []
+    for a, b in ((0, 0), (1, 1), (0, 1)):
+        own = [part[a].T @ part[b] / len(part[a]) for part in parts]
+        whole = np.einsum("p,pij->ij", shares, own)
+        terms.append(((whole**2).sum() - shares**2 @ [(s**2).sum() for s in own]) / (1 - shares @ shares))
+    assert sc.interval("cka", g, "x", "y").estimate == pytest.approx(
+        terms[2] / math.sqrt(terms[0] * terms[1]), abs=1e-12
+    )
+
+    x, y = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    cross, size = x.T @ y / (n - 1), math.sqrt((x**2).sum() * (y**2).sum()) / (n - 1)
+    u, s, v = np.linalg.svd(cross)
+    k = len(s)
+    noise = [u.T @ (px.T @ py / len(px) - cross) @ v.T * len(px) / n * math.sqrt(9 / 8) for px, py in parts]
+    bias = 0.0
+    for i in range(k):
+        for j in range(i):
+            turn = sum((e[i, j] - e[j, i]) ** 2 for e in noise)
+            bias += math.sqrt((s[i] + s[j]) ** 2 + turn) - (s[i] + s[j])
+        for outside in (sum((e[k:, i] ** 2).sum() for e in noise), sum((e[i, k:] ** 2).sum() for e in noise)):
+            bias += math.sqrt(s[i] ** 2 + outside) - s[i]
+    found = sc.interval("bures", g, "x", "y")
+    assert bias / size > 1e-3
+    assert found.estimate == pytest.approx(s.sum() / size - bias / size, abs=1e-12)
+
+
 @given(st.integers(1, 500), st.integers(1, 60), st.integers(8, 40))
 def test_runs_cover_every_row_once_and_tear_no_group_apart(rows, step, parts):
     runs = _runs(rows, step, parts)

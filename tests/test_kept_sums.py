@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import numpy as np
@@ -163,3 +164,15 @@ def test_other_rows_are_refused(tmp_path):
     with pytest.raises(sc.InputError, match="folder: "):
         sc.svcca(sc.accumulate({"x": x, "y": y}), rank=4, folder=tmp_path)
     assert bits(sc.svcca(FromAnyRow(x, y), rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
+
+
+def test_batches_of_other_lengths_and_empty_ones(tmp_path):
+    """A restart may cut the rows otherwise; an empty batch at the start says nothing of them."""
+    x, y = views()
+    with pytest.raises(KeyboardInterrupt):
+        sc.svcca(Batches(x, y, 3), rank=4, folder=tmp_path)
+    cuts = [0, 0, 50, 51, 400, ROWS]
+    others = [(x[a:b], y[a:b]) for a, b in itertools.pairwise(cuts)]
+    assert bits(sc.svcca(others, rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
+    with pytest.raises(sc.InputError, match="hold no rows"):
+        sc.svcca([(x[:0], y[:0])], rank=4, folder=tmp_path)

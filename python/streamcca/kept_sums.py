@@ -83,8 +83,6 @@ def _key_of(passes: PairPasses, way: str, options: Mapping[str, Any]) -> tuple[d
     """Return the widths, and what a restart is known by; the first row stands for all, as others are not read again."""
     for x, y in passes.batches():
         views = {name: bits_of(rows, f"view {name!r}") for name, rows in (("x", x), ("y", y))}
-        if not len(x):
-            continue
         key = {
             "strategy": way,
             "rows": passes.rows,
