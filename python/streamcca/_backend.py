@@ -21,6 +21,7 @@ from streamcca._core import (
     peak_gflops,
     state_bytes,
 )
+from streamcca.blas_threads import few_threads
 
 __all__ = [
     "BLOCK_ROWS",
@@ -64,7 +65,8 @@ def _load_lapack() -> None:
 def truncate(covariance: FloatArray, rounding: Rounding, rule: str, value: float, ridge: float) -> TruncatedView:
     """Leading directions of one covariance; see csrc/linalg/truncate.h."""
     _load_lapack()
-    return _core.truncate(covariance, *rounding, rule, value, ridge)
+    with few_threads(len(covariance)):
+        return _core.truncate(covariance, *rounding, rule, value, ridge)
 
 
 def canonical(x: TruncatedView, y: TruncatedView, cross: FloatArray, kept: bool = False) -> Canonical:
@@ -73,9 +75,11 @@ def canonical(x: TruncatedView, y: TruncatedView, cross: FloatArray, kept: bool 
     `kept`: `cross` is the (kx, ky) covariance of the projections of their rows, not the (dx, dy) one of the neurons.
     """
     _load_lapack()
-    return _core.canonical(x, y, cross, kept)
+    with few_threads(max(cross.shape)):
+        return _core.canonical(x, y, cross, kept)
 
 
 def compare(x: TruncatedView, y: TruncatedView, found: Canonical, side: str) -> dict[str, Any]:
     """Mean of the correlations that were found of these views, with its error bound; see csrc/linalg/cca.h."""
-    return _core.compare(x, y, found, side)
+    with few_threads(max(x.width, y.width)):
+        return _core.compare(x, y, found, side)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca.blas_threads import few_threads
 
 
 def product(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -18,7 +19,8 @@ def product(a: FloatArray, b: FloatArray) -> FloatArray:
 
     # BLAS wants columns: (b' a')' is in the order of rows.
     (left, turn_left), (right, turn_right) = _columns(b.T), _columns(a.T)
-    result: FloatArray = dgemm(1.0, left, right, trans_a=turn_left, trans_b=turn_right).T
+    with few_threads(max(*a.shape, *b.shape)):
+        result: FloatArray = dgemm(1.0, left, right, trans_a=turn_left, trans_b=turn_right).T
     return result
 
 
@@ -31,7 +33,8 @@ def singular_vectors(a: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]
     """Return u (m, k), the singular values (k,) in falling order, and v' (k, n)."""
     from scipy.linalg import svd
 
-    u, s, v = svd(a, full_matrices=False, check_finite=False)
+    with few_threads(max(a.shape)):
+        u, s, v = svd(a, full_matrices=False, check_finite=False)
     return u, s, v
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca.blas_threads import few_threads
 from streamcca.errors import InputError
 from streamcca.moments import Moments
 from streamcca.similarity.blas import inner, singular_vectors
@@ -80,7 +81,8 @@ class ViewCovariance:
     def _decomposed(self) -> tuple[FloatArray, FloatArray]:
         from scipy.linalg import eigh
 
-        values, vectors = eigh(self.matrix, driver="evd", check_finite=False)
+        with few_threads(self.width):
+            values, vectors = eigh(self.matrix, driver="evd", check_finite=False)
         return values[::-1].copy(), np.ascontiguousarray(vectors[:, ::-1])
 
     @property
