@@ -226,6 +226,35 @@ def test_the_chosen_way_is_kept_to(two, tmp_path):
     assert not (tmp_path / "job").exists()
 
 
+def test_models_that_change_their_inputs(tmp_path):
+    """A loader that makes its batches anew; the first batch shows that there will be a replay."""
+
+    class Fresh:
+        def __init__(self, at=None):
+            self.at = at
+
+        def __iter__(self):
+            for i, x in enumerate(batches(inputs(), BATCH)):
+                if i == self.at:
+                    raise KeyboardInterrupt
+                yield x.clone()
+
+    nets = [nn.Sequential(nn.ReLU(inplace=True), net) for net in (wide_net(1), wide_net(2))]
+    how = {"layers": "1.0", "rank": 4, "loader_b": None}
+    for strategy in ("covariance", "replay"):
+        truth = bits(sc.compare(*nets, Fresh(), strategy=strategy, **how))
+        with pytest.raises(KeyboardInterrupt):
+            sc.compare(*nets, Fresh(4), strategy=strategy, folder=tmp_path, **how)
+        assert bits(sc.compare(*nets, Fresh(), strategy=strategy, folder=tmp_path, **how)) == truth
+
+
+def test_rows_by_a_function(two, tmp_path):
+    data, how = batches(inputs(), BATCH), {"layers": LAYERS, "rank": 5, "rows": lambda x: x[:, :60]}
+    truth = bits(sc.compare(*two, data, **how))
+    broken_off(two, data, 3, how | {"folder": tmp_path})
+    assert bits(sc.compare(*two, data, **how, folder=tmp_path)) == truth
+
+
 # ------------------------------------------------------------------ what is refused
 
 
@@ -252,6 +281,27 @@ def test_another_job_is_refused(two, tmp_path, change, sentence):
     with pytest.raises(sc.StateFileError, match=sentence):
         sc.compare(*two, data, **RANK | change, folder=tmp_path)
     assert (tmp_path / "job.state").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"mask": None}, sc.StateFileError, "another job .choices: "),
+        ({"call_index": 0}, sc.StateFileError, "another job .choices: "),
+        ({"resize": "smallest"}, sc.StateFileError, "another job .choices: "),
+        ({"forward": lambda net, x: net(x.bfloat16().to(x.dtype))}, sc.ReplayError, "other values than when this job"),
+        ({"forward": lambda net, x: net.double()(x.double())}, sc.ReplayError, "got torch.float64 rows, expected"),
+    ],
+)
+def test_other_ways_to_rows_are_refused(change, error, sentence, tmp_path, monkeypatch):
+    """Sums of a batch do not show what rounds both ways; types and single values do."""
+    monkeypatch.setattr(sys.modules["streamcca.sweep"], "_SAME", 1.0)
+    nets = wide_net(1).float(), wide_net(2).float()
+    data, how = batches(inputs().float(), BATCH), {"layers": LAYERS, "rank": 5, "folder": tmp_path}
+    broken_off(nets, data, 3, how)
+    with pytest.raises(error, match=sentence):
+        sc.compare(*nets, data, **how | change)
+    assert (tmp_path / "job.state").exists()
 
 
 @pytest.mark.parametrize("at", [4, 9])

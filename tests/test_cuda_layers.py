@@ -19,7 +19,7 @@ ROWS, BATCH = 700, 90
 
 def net_on(device, seed):
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(20, 150), nn.Tanh(), nn.Linear(150, 12))
+    net = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 12))
     return net.cuda() if device == "cuda" and not is_emulated() else net
 
 
@@ -132,6 +132,42 @@ def test_sums_of_a_device_go_on_where_they_were(device, two, batches, tmp_path, 
         assert not (tmp_path / "job").exists()
 
 
+def test_what_was_loaded_follows_its_next_rows(device, batches, monkeypatch):
+    """As a job does that goes on in a new process; emulated rows look like those of a CPU."""
+    monkeypatch.setattr("streamcca.moments.can_follow", lambda _: device == "cuda")
+    whole, half = sc.Moments({"x": 20}), sc.Moments({"x": 20})
+    for x in batches[:4]:
+        half.update(x=x)
+    state = half.state_dict()
+    again = sc.Moments({"x": 20})
+    again.load_state_dict(state)
+    for x in batches[4:]:
+        again.update(x=x)
+    for x in batches:
+        whole.update(x=x)
+    assert lives_on(again) == lives_on(half) == device
+    assert again.rows == ROWS
+    np.testing.assert_allclose(again.covariance("x"), whole.covariance("x"), atol=0 if device == "cpu" else 1e-6)
+
+
+def test_what_one_layer_refuses_the_next_forward_does_not_lose(device, two, batches):
+    """A device says so when the next rows come; these are counted all the same."""
+    if device == "cpu":
+        pytest.skip("refused at once, and nothing of the forward is counted")
+    net, spoil = two[0], []
+    net[2].register_forward_hook(lambda _, __, y: y * float("nan") if spoil else None)
+    with sc.watch(net, layers=LAYERS, pairs="self", device=device) as w:
+        net(batches[0])
+        spoil.append(1)
+        net(batches[1])
+        spoil.clear()
+        with pytest.raises(sc.NonFiniteError, match="view '2', row 0"):
+            net(batches[2])
+        net(batches[3])
+        assert repr(w) == "Watch(2 layers on a device: samples)"
+        assert w.counts == {"0": 4 * BATCH, "2": 3 * BATCH}
+
+
 def test_scores_and_other_measures(device, two, batches):
     scores = [sc.subspace_scores(net, batches, layers=LAYERS, rank=5, device=device) for net in two]
     whole = sc.compare(*two, batches, layers=LAYERS, rank=5, precision="float64", device="cpu")
@@ -163,6 +199,9 @@ def test_what_counts_on_the_cpu_says_so(device, two, batches):
             with pytest.raises(sc.InputError, match=f"device: got 'cuda', but '{strategy}' counts on the CPU"):
                 sc.compare(*two, batches, device=device, **how)
         assert sc.compare(*two, batches, **how).matrix.shape == (2, 2)  # rows come over by themselves
+    if device == "cuda":
+        with pytest.raises(sc.InputError, match="intervals count on the CPU"):
+            sc.compare(*two, batches * 3, layers=LAYERS, intervals=True, device=device)
 
 
 def test_where_nothing_is_said_the_rows_decide(device, two, batches):

@@ -124,7 +124,7 @@ def test_a_measure_that_refuses_loses_no_rows(tmp_path):
     assert (tmp_path / "job.state").exists()
     data = FromAnyRow(x, y)
     assert bits(sc.svcca(data, rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
-    assert data.read == 2
+    assert data.read == 3  # to see the views by, twice; and the last row, to know it again
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_measure_that_refuses_loses_no_rows(tmp_path):
         ({"strategy": "qr"}, "another job .strategy: 'covariance', expected 'qr'"),
         ({"precision": "float64"}, "another job .precision: 'auto', expected 'float64'"),
         ({"nonfinite": "skip"}, "another job .nonfinite: 'raise', expected 'skip'"),
-        ({"strategy": "sketch", "directions": 8}, "another job"),
+        ({"strategy": "sketch", "directions": 8}, "another job .strategy: 'covariance', expected 'sketch'"),
     ],
 )
 def test_another_job_is_refused(tmp_path, change, sentence):
@@ -164,6 +164,55 @@ def test_other_rows_are_refused(tmp_path):
     with pytest.raises(sc.InputError, match="folder: "):
         sc.svcca(sc.accumulate({"x": x, "y": y}), rank=4, folder=tmp_path)
     assert bits(sc.svcca(FromAnyRow(x, y), rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
+
+
+@pytest.mark.parametrize(("kind", "row"), [(Batches, 10), (Batches, 269), (FromAnyRow, 269)])
+def test_rows_that_have_changed_since_are_refused(tmp_path, kind, row):
+    """All that were counted, where they are passed over; else the last."""
+    x, y = views()
+    with pytest.raises(KeyboardInterrupt):
+        sc.svcca(kind(x, y, 3), rank=4, folder=tmp_path)
+    other = y.copy()
+    other[row, 3] += 1
+    what = "row 269" if kind is FromAnyRow else "one of the first 270 rows"
+    with pytest.raises(sc.ReplayError, match=f"folder: {what} is not what an earlier attempt has counted"):
+        sc.svcca(kind(x, other), rank=4, folder=tmp_path)
+    assert bits(sc.svcca(kind(x, y), rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
+
+
+def test_files_that_have_changed_since_are_refused(tmp_path, monkeypatch):
+    """Several rows of each batch are looked at again, the last among them; of many batches not all of these."""
+    monkeypatch.setattr(sys.modules["streamcca.passes"], "_CHUNK_BYTES", 3000)
+    monkeypatch.setattr(sys.modules["streamcca.kept_sums"], "_MOST_MARKS", 20)
+    x, y = views()
+    np.save(tmp_path / "x.npy", x)
+    update, calls = sc.Moments.update, []
+
+    def breaking(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        update(self, *args, **kwargs)
+
+    monkeypatch.setattr(sc.Moments, "update", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        sc.svcca(tmp_path / "x.npy", y, rank=4, folder=tmp_path / "job")
+    np.save(tmp_path / "x.npy", x * np.where(np.arange(ROWS) < 200, 1, 2)[:, None].astype(x.dtype))
+    with pytest.raises(sc.ReplayError, match="folder: row 2.. is not what"):
+        sc.svcca(tmp_path / "x.npy", y, rank=4, folder=tmp_path / "job")
+    np.save(tmp_path / "x.npy", x)
+    found = sc.svcca(tmp_path / "x.npy", y, rank=4, folder=tmp_path / "job")
+    assert bits(found) == bits(sc.svcca(x, y, rank=4))
+
+
+def test_the_strategy_of_a_begun_job_is_kept_to(tmp_path):
+    """Which way 'auto' takes depends on free memory, too."""
+    x, y = views()
+    with pytest.raises(KeyboardInterrupt):
+        sc.svcca(Batches(x, y, 3), rank=4, strategy="qr", folder=tmp_path)
+    with pytest.raises(sc.StateFileError, match="job.state: .* another job .strategy: 'qr', expected 'gram'"):
+        sc.svcca(x, y, rank=4, strategy="gram", folder=tmp_path)
+    assert sc.svcca(Batches(x, y), rank=4, folder=tmp_path).strategy == "qr"
 
 
 def test_batches_of_other_lengths_and_empty_ones(tmp_path):

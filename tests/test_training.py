@@ -433,7 +433,7 @@ from streamcca.multiplicity.models.training import train
 if __name__ == "__main__":
     with np.load(sys.argv[1]) as data:
         images, labels = data["images"], data["labels"]
-    method = Method("m", "vit", width=4, depth=2, epochs=40, batch_size=16, dropout=0.2, augmentation="strong")
+    method = Method("m", "vit", width=4, depth=2, epochs=24, batch_size=16, dropout=0.2, augmentation="strong")
     train(method, 3, images, labels, sys.argv[2], classes=10, checkpoint_seconds=0.02)
 """
 

@@ -509,7 +509,7 @@ def test_several_threads_may_run_the_model():
     np.testing.assert_allclose(w.moments.covariance("0"), np.cov(x, rowvar=False), atol=1e-5)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "tpu", "meta"])
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])
 def test_devices_that_are_not_there(device):
     kind = sc.DeviceError if device.startswith("cuda") else sc.InputError
     with pytest.raises(kind, match=f"device: got '{device}'"):

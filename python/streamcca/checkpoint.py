@@ -46,6 +46,12 @@ def job_folder(folder: Any) -> Iterator[Path]:
             place.rmdir()
 
 
+def job_meta(path: Path) -> dict[str, Any]:
+    """Return what a job's file says of itself."""
+    meta: dict[str, Any] = store.open_state(path, store.JOB_FORMAT)[0]
+    return meta
+
+
 def check_same_job(path: Any, known: Mapping[str, Any] | None, mine: Mapping[str, Any]) -> None:
     """Refuse the file of a job that says other things of itself than `mine`.
 
@@ -68,29 +74,29 @@ class Checkpoint:
     """The file that keeps the state of a job."""
 
     def __init__(self, path: Any, seconds: float) -> None:
-        self._path = None if path is None else Path(path)
+        self.path = None if path is None else Path(path)
         self._seconds = seconds
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
         """Return what was saved; None if there is nothing. What a writer was killed at goes: it is as large again."""
-        if self._path is None:
+        if self.path is None:
             return None
-        store.remove_unfinished(self._path.parent, self._path.name)
-        return store.read_state(self._path, store.JOB_FORMAT) if self._path.exists() else None
+        store.remove_unfinished(self.path.parent, self.path.name)
+        return store.read_state(self.path, store.JOB_FORMAT) if self.path.exists() else None
 
     @property
     def due(self) -> bool:
         """Whether it is time to save."""
-        return self._path is not None and time.monotonic() - self._last >= self._seconds
+        return self.path is not None and time.monotonic() - self._last >= self._seconds
 
     def save(self, meta: dict[str, Any], tensors: Mapping[str, AnyArray]) -> None:
         """Replace the file, atomically."""
-        assert self._path is not None  # noqa: S101 - due
-        store.write_state(self._path, {"meta": meta, "tensors": dict(tensors)}, store.JOB_FORMAT)
+        assert self.path is not None  # noqa: S101 - due
+        store.write_state(self.path, {"meta": meta, "tensors": dict(tensors)}, store.JOB_FORMAT)
         self._last = time.monotonic()
 
     def remove(self) -> None:
         """Remove the file of a job that is done."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from streamcca import checkpoint
 from streamcca.checkpoint import Checkpoint, check_same_job, packed, part_of
-from streamcca.errors import InputError
+from streamcca.errors import InputError, ReplayError
 from streamcca.moments import Moments
 from streamcca.passes import PairPasses, bits_of
 from streamcca.qr import QRMoments
 from streamcca.sources import progress_bar
 
 _Key = dict[str, Any]
+# Rows of arrays and files that are looked at again: reading them takes milliseconds.
+_MARKS_OF_A_BATCH, _MOST_MARKS = 8, 256
 
 
 def kept_sums(
@@ -39,6 +41,8 @@ def kept_sums(
     ------
     StateFileError
         The folder holds what another job has kept: other views, another first row, other options.
+    ReplayError
+        Rows that were counted have changed since.
     """
     passes = PairPasses(data)
     try:
@@ -51,17 +55,23 @@ def kept_sums(
         counting = {} if way == "qr" else {name: options[name] for name in ("precision", "threads")}
         make: Any = QRMoments if way == "qr" else Moments
         sums: Moments | QRMoments = make(widths, nonfinite=options["nonfinite"], **counting)
-        file = Checkpoint(folder / checkpoint.NAME, checkpoint.SECONDS)
-        read = _restore(sums, file, folder / checkpoint.NAME, key)
+        path = folder / checkpoint.NAME
+        file, rows = Checkpoint(path, checkpoint.SECONDS), CountedRows(passes, path)
+        saved = file.load()
+        if saved is not None:
+            check_same_job(path, saved["meta"].get("key"), key)
+            rows.restore(saved["meta"]["rows"])
+            sums.load_state_dict(part_of(saved, "sums"))
+            saved = None
         with progress_bar(options["progress"], passes.rows, "row", "accumulate") as bar:
-            bar.update(read)
-            for x, y in passes.batches(read):
+            bar.update(rows.count)
+            for x, y in rows.rest():
                 sums.update(x=x, y=y)
-                read += len(x)
+                rows.add(x, y)
                 bar.update(len(x))
                 if file.due:
                     meta, tensors = packed({"sums": sums.state_dict()})
-                    file.save({"key": key, "read": read, **meta}, tensors)
+                    file.save({"key": key, "rows": rows.state(), **meta}, tensors)
     finally:
         passes.close()
     if not sums.rows:
@@ -69,25 +79,104 @@ def kept_sums(
     return sums, file
 
 
-def _restore(sums: Moments | QRMoments, file: Checkpoint, path: Path, key: _Key) -> int:
-    """Take over what an earlier attempt has counted; return how many rows that were."""
-    saved = file.load()
-    if saved is None:
-        return 0
-    check_same_job(path, saved["meta"].get("key"), key)
-    sums.load_state_dict(part_of(saved, "sums"))
-    return int(saved["meta"]["read"])
+class CountedRows:
+    """How many rows were counted, and what they are known again by when another attempt brings them.
+
+    Where a pass can start at any row, some rows are looked at again: of arrays and files several of each batch, of
+    other data the last. Where rows have to be passed over all of them are.
+    """
+
+    def __init__(self, passes: PairPasses, path: Path) -> None:
+        self._passes, self._path = passes, path
+        self.count = 0
+        self._marks: list[list[int]] = []  # [row, checksum of x, checksum of y]
+        self._sums = [0, 0]  # of all rows
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"count": self.count, "marks": self._marks, "sums": self._sums}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.count, self._marks, self._sums = state["count"], list(state["marks"]), list(state["sums"])
+
+    def add(self, x: Any, y: Any) -> None:
+        """Count a batch."""
+        if not len(x):
+            return
+        views = [bits_of(x, "view 'x'")[0], bits_of(y, "view 'y'")[0]]
+        if self._passes.sources:
+            some = np.unique(np.linspace(0, len(x) - 1, _MARKS_OF_A_BATCH).astype(int))
+        else:
+            some = np.array([len(x) - 1])
+        self._marks += [[self.count + int(i), *(_checksum(view[i]) for view in views)] for i in some]
+        while len(self._marks) > _MOST_MARKS:
+            self._marks = self._marks[::-2][::-1]  # with the last
+        if not self._passes.starts_anywhere:
+            self._sums = [_checksum(view, known) for view, known in zip(views, self._sums, strict=True)]
+        self.count += len(x)
+
+    def rest(self) -> Iterator[tuple[Any, Any]]:
+        """Batches of the rows that are not counted yet.
+
+        Raises
+        ------
+        ReplayError
+            Those that are were others.
+        """
+        counted = self.count
+        if not counted:
+            yield from self._passes.batches()
+        elif self._passes.starts_anywhere:
+            for row, *known in self._marks if self._passes.sources else ():
+                self._compare(row, [source.read(row, 1) for source in self._passes.sources], known)
+            batches = self._passes.batches(counted - 1)
+            for x, y in batches:
+                self._compare(counted - 1, [x, y], self._marks[-1][1:])
+                yield x[1:], y[1:]
+                break
+            yield from batches
+        else:
+            yield from self._after(counted)
+
+    def _after(self, counted: int) -> Iterator[tuple[Any, Any]]:
+        """Pass over what is counted, and compare it as a whole."""
+        sums, position = [0, 0], 0
+        for x, y in self._passes.batches():
+            over = min(len(x), max(0, counted - position))
+            if over:
+                views = [bits_of(rows[:over], "rows")[0] for rows in (x, y)]
+                sums = [_checksum(view, known) for view, known in zip(views, sums, strict=True)]
+                if position + over == counted and sums != self._sums:
+                    self._refuse(f"one of the first {counted} rows")
+            position += len(x)
+            if over < len(x):
+                yield x[over:], y[over:]
+
+    def _compare(self, row: int, views: list[Any], known: list[int]) -> None:
+        if [_checksum(bits_of(rows, "rows")[0][0]) for rows in views] != known:
+            self._refuse(f"row {row}")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ReplayError(
+            f"folder: {what} is not what an earlier attempt has counted; give the rows of that time, or remove "
+            f"{self._path}"
+        )
+
+
+def _checksum(rows: np.ndarray[Any, Any], start: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(rows).view(np.uint8).data, start)
 
 
 def _key_of(passes: PairPasses, way: str, options: Mapping[str, Any]) -> tuple[dict[str, int], _Key]:
-    """Return the widths, and what a restart is known by; the first row stands for all, as others are not read again."""
+    """Return the widths, and what a restart is known by before it has read more than the first batch."""
     for x, y in passes.batches():
         views = {name: bits_of(rows, f"view {name!r}") for name, rows in (("x", x), ("y", y))}
         key = {
             "strategy": way,
             "rows": passes.rows,
             "views": {name: [bits.shape[1], dtype] for name, (bits, dtype) in views.items()},
-            "first row": {name: zlib.crc32(np.ascontiguousarray(bits[0]).data) for name, (bits, _) in views.items()},
+            "first row": {name: _checksum(bits[0]) for name, (bits, _) in views.items()},
             "precision": options["precision"],
             "nonfinite": options["nonfinite"],
         }

@@ -72,7 +72,7 @@ def compare_measures(
             widths.update({name: int(x.shape[1]) for name, x in batch.items()})
             counted = _start(widths, sweep, len(next(iter(batch.values()))), options, memory, parts, progress)
         check_same_layers(batch, widths)
-        counted.update(batch)
+        counted.update(batch if parts is None else {name: x.cpu() for name, x in batch.items()})
 
     sweep.run(add, "compare")
     sweep.report_silent()
@@ -96,6 +96,8 @@ def _start(
     pairs = [(name, name) for name in widths] + cross_pairs(widths)
     if parts is not None:
         own = {key: value for key, value in options.items() if key != "device"}
+        if options["device"] not in (None, "cpu"):
+            raise InputError(f"device: got {options['device']!r}, but intervals count on the CPU; leave it out")
         return GroupMoments(widths, pairs, parts=parts, **own)
     rows = None if sweep.length is None else sweep.length * count
     bill = plan_among(

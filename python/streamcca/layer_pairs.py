@@ -13,7 +13,7 @@ from streamcca.devices import can_follow
 from streamcca.errors import InputError, MemoryLimitError, ReplayError, StreamCCAWarning
 from streamcca.gram import form_view, remove_files
 from streamcca.gram_cca import correlate_scores, gram_refuses, truncate_gram
-from streamcca.layers_checkpoint import LayersCheckpoint, key_of
+from streamcca.layers_checkpoint import LayersCheckpoint, check_first, key_of, values_of_first
 from streamcca.moments import Moments
 from streamcca.pairing import Progress, correlate
 from streamcca.plan import Plan, Strategy, Way, kept_by, plan_among, replay_bytes
@@ -64,7 +64,7 @@ class LayerPairs:
         _check_sketching(bounds)
         self._file = LayersCheckpoint()
         self._first_pass = True
-        if bounds["folder"] is not None and bounds["strategy"] != "gram":
+        if bounds["folder"] is not None:
             key = key_of(sweep, rule, bounds, options, pairing["ridge"])
             self._file = LayersCheckpoint(Path(bounds["folder"]), key, bounds["strategy"])
 
@@ -73,7 +73,9 @@ class LayerPairs:
         batches = 0
         if self._file.saved is not None:
             batches = self._restore()
-            check_same_layers(self._sweep.run_first(), dict(self._file.facts["widths"]))
+            first = self._sweep.run_first()
+            check_same_layers(first, self._file.facts["values"])
+            check_first(first, self._file.facts["values"])
         if self._first_pass:
             self._sweep.run(self.add, "compare", batches, self._keep)
 
@@ -127,6 +129,7 @@ class LayerPairs:
             self._widths = {name: int(x.shape[1]) for name, x in batch.items()}
             self._rows_on = "cuda" if can_follow(next(iter(batch.values()))) else None
             self._start(count, max(x.element_size() for x in batch.values()))
+            self._file.facts["values"] = values_of_first(batch)
         check_same_layers(batch, self._widths)
         if self.bill.strategy == "gram":
             self.spool.add(batch, self._rows)

@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from streamcca import checkpoint
 from streamcca.checkpoint import Checkpoint, check_same_job, packed
+from streamcca.errors import ReplayError
 from streamcca.subspace import Rule
-from streamcca.sweep import Sweep, checksum
+from streamcca.sweep import BatchRows, Sweep, checksum
+from streamcca.views import shown
 from streamcca.wide import AnyArray
 
 # Of a replay, beside the first pass's own, which is not written again meanwhile.
 REPLAY_NAME = "replay.state"
+# Of a first batch so many values of each layer are compared; kernels that are not deterministic may differ by as much.
+_VALUES = 64
+_NOISE, _NOISE_OF_NARROW = 1e-4, {"torch.float16": 4e-3, "torch.bfloat16": 3e-2}
 
 
 def key_of(
@@ -21,8 +28,8 @@ def key_of(
 ) -> dict[str, Any]:
     """Return what decides the numbers of a job and is known before its first batch.
 
-    Masks, calls, maps' sizes and `forward` are not in it: they show in the rows of the first batch, which every restart
-    runs and compares. The inputs of all batches are compared by their checksums.
+    `forward`, and what functions do, are not in it: they show in the rows of the first batch, which every restart runs
+    and compares (`values_of_first`). The inputs of all batches are compared by their checksums.
     """
     directions = bounds["directions"]
     return {
@@ -34,7 +41,8 @@ def key_of(
         "power": int(bounds["power"]),
         "precision": options["precision"],
         "nonfinite": options["nonfinite"],
-        "rows": sweep.rows,
+        "rows": shown(sweep.rows),
+        "choices": {key: tap.choices() for key, tap in sweep.taps.items()},
     }
 
 
@@ -42,6 +50,37 @@ def _weights(model: Any) -> int:
     """CRC-32 of all parameters and buffers; of those that are not there (device 'meta'), of their names."""
     there = {name: None if getattr(x, "is_meta", False) else x for name, x in model.state_dict().items()}
     return checksum(there)
+
+
+def values_of_first(rows: BatchRows) -> dict[str, list[Any]]:
+    """Return the type and some values of each layer's rows of a first batch."""
+    return {name: [str(x.dtype), _some_of(x).tolist()] for name, x in rows.items()}
+
+
+def check_first(rows: BatchRows, known: Mapping[str, list[Any]]) -> None:
+    """Refuse a first batch whose rows have another type, or values that are further off than rounding.
+
+    Raises
+    ------
+    ReplayError
+    """
+    for name, x in rows.items():
+        dtype, values = known[name]
+        if str(x.dtype) != dtype:
+            raise ReplayError(f"layer {name!r}: got {x.dtype} rows, expected {dtype} as when this job began")
+        before, now = np.array(values, dtype=np.float64), _some_of(x).numpy()
+        finite = np.abs(before[np.isfinite(before)])
+        off = _NOISE_OF_NARROW.get(dtype, _NOISE) * float(finite.max(initial=0.0))
+        if now.shape != before.shape or not np.allclose(now, before, rtol=0, atol=off, equal_nan=True):
+            raise ReplayError(
+                f"layer {name!r}: the first batch gave other values than when this job began, by more than rounding; "
+                "run the models as at that time (autocast, forward=, masks), or give another folder="
+            )
+
+
+def _some_of(x: Any) -> Any:
+    flat = x.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _VALUES)][:_VALUES].double().cpu()
 
 
 class LayersCheckpoint:

@@ -41,7 +41,7 @@ class MaskFinder:
 
     def __init__(self, model: Module, mask: Mask) -> None:
         check_mask(mask)
-        self._mask = mask
+        self._mask = self.asked = mask
         config = getattr(model, "config", None)
         self._has_decoder = bool(getattr(config, "is_encoder_decoder", False))
         try:

@@ -105,6 +105,7 @@ class Moments:
             "rows to svcca or compare with strategy='gram' (docs/which-route.md)",
         )
         self._ids_checksum: dict[str, int] = {}
+        self._just_loaded = False
         self._core = self._new_core()
 
     def _pair_indices(self) -> list[tuple[int, int]]:
@@ -119,10 +120,15 @@ class Moments:
         return cast(Accumulator, core)  # it has the same methods
 
     def _follow(self, rows: list[Any]) -> None:
-        """Move to the device of the first batch, where the device was left open."""
-        if self._device is None and not self._core.started and can_follow(rows[0]):
-            self._device = "cuda"
-            self._core = self._new_core()
+        """Move to the device of the first batch, or the first since a state was loaded, where it was left open."""
+        loaded, self._just_loaded = self._just_loaded, False
+        if self._device is not None or not (loaded or not self._core.started) or not can_follow(rows[0]):
+            return
+        self._device = "cuda"
+        state = self._core.save() if loaded else None
+        self._core = self._new_core()
+        if state is not None:
+            self._core.restore(state)
 
     # ------------------------------------------------------------------ rows in
 
@@ -358,6 +364,7 @@ class Moments:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise StateFileError(f"load_state_dict: the state is damaged ({error})") from None
         self._ids_checksum = {str(k): int(v) for k, v in config["ids_checksum"].items()}
+        self._just_loaded = True
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, atomically: the file is complete, or as it was before.

@@ -103,6 +103,11 @@ class PairPasses:
         """Whether the rows can be read a second time."""
         return not isinstance(self._iterable, Iterator)
 
+    @property
+    def starts_anywhere(self) -> bool:
+        """Whether a pass can start at any row without reading those before."""
+        return self._iterable is None or hasattr(self._iterable, "batches")
+
     def batches(self, first: int = 0) -> Iterator[tuple[Any, Any]]:
         """Start a pass: pairs of (rows, width) arrays of any number of rows, from row `first` on.
 

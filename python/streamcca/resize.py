@@ -121,6 +121,7 @@ class Resizer:
     """
 
     def __init__(self, resize: Literal["smallest"] | tuple[int, ...], by: ResizeBy) -> None:
+        self.asked = (resize, by)
         self.size = None if isinstance(resize, str) else tuple(int(size) for size in resize)
         self.sources: list[Callable[[], list[tuple[int, ...]]]] = []
         self._by: ResizeBy = by

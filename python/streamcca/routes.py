@@ -6,9 +6,10 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
-from streamcca.checkpoint import NAME, job_folder
+from streamcca.checkpoint import NAME, check_same_job, job_folder, job_meta
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.gram import Gram, gram
 from streamcca.gram_cca import gram_refuses
@@ -47,6 +48,7 @@ def route(
     `accumulate` are the options of `moments_of`, `sketching` those of a sketch; `options` what `correlate` takes.
     """
     nonfinite = accumulate.get("nonfinite", "raise")
+    strategy = _begun(folder, strategy)
     refusals = {
         "gram": gram_refuses(options["measure"], options["ridge"], nonfinite),
         "sketch": sketch_refuses(rule, options["measure"], options["ridge"], nonfinite),
@@ -64,6 +66,17 @@ def route(
         outcome = correlate_views(state, "x", "y", rule, options)
         file.remove()
         return outcome
+
+
+def _begun(folder: Any, strategy: Strategy) -> Strategy:
+    """Return the strategy of the job that a folder holds, since another time another one might be chosen."""
+    path = None if folder is None else Path(folder) / NAME
+    if path is None or not path.exists():
+        return strategy
+    begun: Strategy = job_meta(path).get("key", {}).get("strategy", "sketch")
+    if strategy not in ("auto", begun):
+        check_same_job(path, {"strategy": begun}, {"strategy": strategy})
+    return begun
 
 
 def _by_sketch(

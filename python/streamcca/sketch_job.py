@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
-from streamcca.checkpoint import Checkpoint, packed, part_of
+from streamcca.checkpoint import Checkpoint, check_same_job, packed, part_of
 from streamcca.errors import InputError, StateFileError, StreamCCAWarning
 from streamcca.moments import Moments
 from streamcca.pairing import Measure
@@ -82,9 +82,8 @@ class Job:
             # A job that had to take more directions goes on with these.
             same = {**known, "directions": None} == {**self.config, "directions": None}
             if not same or not (restarts or options.directions == known["directions"]):
-                raise StateFileError(
-                    f"checkpoint: it belongs to another job ({known}), expected {self.config}; remove the file"
-                )
+                check_same_job(file.path, known or None, self.config)
+                raise StateFileError(f"{file.path}: it belongs to another job ({known}); remove the file")
             self.config = known
         self.prints = RowPrints(self.widths)
         self.views = [View(name, width) for name, width in zip("xy", self.widths, strict=True)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamcca._backend import Accumulator, state_bytes
 from streamcca._memory import check_memory
-from streamcca.errors import InputError
+from streamcca.errors import InputError, NonFiniteError
 from streamcca.moments import Moments
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class LayerStreams:
     def layers(self) -> tuple[str, ...]:
         """The layers so far."""
         return tuple(self._moments)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether there are moments on a device."""
+        return any(moments._on_device for moments in self._moments.values())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -76,19 +81,31 @@ class LayerStreams:
     def end(self, complete: bool) -> None:
         """End the forward: keep what it brought, or take it back; then count what waited."""
         with self._lock:
-            try:
-                if complete:
-                    for layer, parts in self._kept.items():
-                        for rows in parts:
-                            self._moments[layer].update({layer: rows})
-                else:
-                    for layer in self._marked:
-                        self._moments[layer]._core.return_to_mark()
-            finally:  # what a device has refused of an earlier forward is raised here
-                self._settle()
+            refusals: list[Exception] = []
+            if complete:
+                for layer, parts in self._kept.items():
+                    for rows in parts:
+                        refusals += self._update(layer, rows)
+            else:
+                for layer in self._marked:
+                    self._moments[layer]._core.return_to_mark()
+            self._settle()
             waiting, self._waiting = self._waiting, []
             for forward in waiting:
-                self._count(forward)
+                refusals += self._count(forward)
+            if refusals:
+                raise refusals[0]
+
+    def _update(self, layer: str, rows: Tensor) -> list[Exception]:
+        """Count rows; return what a device says of earlier ones, which it left out: these are counted all the same."""
+        try:
+            self._moments[layer].update({layer: rows})
+        except (InputError, NonFiniteError) as refusal:
+            if not self._moments[layer]._on_device:
+                raise
+            self._moments[layer].update({layer: rows})
+            return [refusal]
+        return []
 
     def _settle(self) -> None:
         self._marked.clear()
@@ -106,13 +123,15 @@ class LayerStreams:
                 self._moments_of(layer, int(x.shape[-1]))._check([x])
             if self._owner is not None:
                 self._waiting.append(rows)
-            else:
-                self._count(rows)
+                return
+            refusals = self._count(rows)
+            if refusals:
+                raise refusals[0]
 
-    def _count(self, rows: Mapping[str, Tensor]) -> None:
-        for layer, x in rows.items():
-            self._moments[layer].update({layer: x})
+    def _count(self, rows: Mapping[str, Tensor]) -> list[Exception]:
+        refusals = [refusal for layer, x in rows.items() for refusal in self._update(layer, x)]
         self._settle()
+        return refusals
 
     def _check_memory(self, widths: Mapping[str, int]) -> None:
         # Twice: of a mark.
@@ -162,7 +181,8 @@ class LayerStreams:
                 f"moments: layers have products in {' and '.join(sorted(kinds))}, expected one type for one Moments; "
                 "take each layer's own from .layer_moments, or pass precision="
             )
-        result = Moments({name: m.views[name] for name, m in copies.items()}, **self._options)
+        device = next(iter(copies.values()))._device  # where rows were, if nothing was said
+        result = Moments({name: m.views[name] for name, m in copies.items()}, **self._options | {"device": device})
         result._core.restore(_joined_state([m._core for m in copies.values()]))
         return result
 

@@ -218,7 +218,8 @@ class Sweep:
         with self._running(description, self._progress) as bar:
             for batches in self._batches():
                 # Before the models run: they may change their inputs in place.
-                inputs = None if self._prints is None else self._checksum(batches)
+                # The first batch's in any case: it may be the one that asks for prints.
+                inputs = None if self._prints is None and count else self._checksum(batches)
                 if count < skip:
                     self._check_inputs(count, inputs)
                 else:
@@ -253,7 +254,8 @@ class Sweep:
             self._check_batch(index, inputs, rows)
         consume(rows)
         if self._prints is not None and not self._replaying:
-            self._prints.append(_Print(self._checksum(batches) if inputs is None else inputs, rows))
+            assert inputs is not None  # noqa: S101 - prints are asked for by the first batch at the latest
+            self._prints.append(_Print(inputs, rows))
 
     # ------------------------------------------------------------------ what a killed attempt has left
 

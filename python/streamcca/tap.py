@@ -18,6 +18,7 @@ from streamcca.masks import Mask, MaskFinder, Masks
 from streamcca.resize import Resizer
 from streamcca.rows import Grid, Way, features_axis, grid_of, output_tensor, padded, rows_in_place, to_rows
 from streamcca.stream import LayerStreams
+from streamcca.views import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,6 +145,11 @@ class LayerTap:
             resizer.sources.append(self._map_sizes)
         self._forward = _Forward()
         self._handles: list[Any] = []
+
+    def choices(self) -> dict[str, Any]:
+        """Return what decides the rows of a model's outputs, as plain values; functions are only said to be there."""
+        resize = None if self._resizer is None else self._resizer.asked
+        return {"mask": shown(self._masks.asked), "call_index": shown(self._call_index), "resize": shown(resize)}
 
     def attach(self) -> None:
         """Register the hooks."""

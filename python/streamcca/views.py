@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -85,3 +85,12 @@ def checked_threads(threads: object) -> int | None:
             f"threads: got {threads!r}, expected an integer from 1 to {_MOST_THREADS}, or None for all cores"
         )
     return int(threads)
+
+
+def shown(option: Any) -> Any:
+    """Return an option as JSON can hold it; a function as the word for it."""
+    if option is None or isinstance(option, bool | int | float | str):
+        return option
+    if isinstance(option, Mapping):
+        return {str(key): shown(value) for key, value in option.items()}
+    return [shown(value) for value in option] if isinstance(option, list | tuple) else "a function"

@@ -204,6 +204,13 @@ class Watch:
         return self._streams.copies()
 
     @property
+    def on_device(self) -> bool:
+        """Whether moments live on a CUDA device."""
+        return (
+            self._moments._on_device if self._moments is not None else bool(self._streams and self._streams.on_device)
+        )
+
+    @property
     def counts(self) -> dict[str, int]:
         """Rows counted per layer; 0 for a layer that was not called."""
         if self._kept is not None:
@@ -228,6 +235,8 @@ class Watch:
     def __repr__(self) -> str:
         if not self._tap.ways:
             return f"Watch({len(self.layers)} layers, no rows yet)"
+        if self.on_device:  # to count them would wait, and may raise
+            return f"Watch({len(self.layers)} layers on a device: {self.rows})"
         return f"Watch({len(self.layers)} layers, {max(self.counts.values())} rows: {self.rows})"
 
 
