@@ -166,6 +166,16 @@ def test_other_rows_are_refused(tmp_path):
     assert bits(sc.svcca(FromAnyRow(x, y), rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
 
 
+@pytest.mark.parametrize(("before", "after"), [(Batches, FromAnyRow), (FromAnyRow, Batches)])
+def test_data_that_are_read_otherwise_by_the_restart(tmp_path, before, after):
+    x, y = views()
+    for at in (3, 5):
+        with pytest.raises(KeyboardInterrupt):
+            sc.svcca(before(x, y, at), rank=4, folder=tmp_path)
+        before, after = after, before
+    assert bits(sc.svcca(before(x, y), rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
+
+
 @pytest.mark.parametrize(("kind", "row"), [(Batches, 10), (Batches, 269), (FromAnyRow, 269)])
 def test_rows_that_have_changed_since_are_refused(tmp_path, kind, row):
     """All that were counted, where they are passed over; else the last."""
@@ -174,9 +184,11 @@ def test_rows_that_have_changed_since_are_refused(tmp_path, kind, row):
         sc.svcca(kind(x, y, 3), rank=4, folder=tmp_path)
     other = y.copy()
     other[row, 3] += 1
-    what = "row 269" if kind is FromAnyRow else "one of the first 270 rows"
+    what = "row 269" if row == 269 else "one of the first 270 rows"
     with pytest.raises(sc.ReplayError, match=f"folder: {what} is not what an earlier attempt has counted"):
         sc.svcca(kind(x, other), rank=4, folder=tmp_path)
+    with pytest.raises(sc.ReplayError, match="folder: row 269, which is not there, is not what|row 200, which is not"):
+        sc.svcca(kind(x[:200], y[:200]), rank=4, folder=tmp_path)
     assert bits(sc.svcca(kind(x, y), rank=4, folder=tmp_path)) == bits(sc.svcca(x, y, rank=4))
 
 

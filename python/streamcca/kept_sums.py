@@ -90,7 +90,7 @@ class CountedRows:
         self._passes, self._path = passes, path
         self.count = 0
         self._marks: list[list[int]] = []  # [row, checksum of x, checksum of y]
-        self._sums = [0, 0]  # of all rows
+        self._sums = None if passes.starts_anywhere else [0, 0]  # checksums of all rows, where they are passed over
 
     def state(self) -> dict[str, Any]:
         """Return plain values."""
@@ -98,22 +98,17 @@ class CountedRows:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state`."""
-        self.count, self._marks, self._sums = state["count"], list(state["marks"]), list(state["sums"])
+        self.count, self._marks, self._sums = state["count"], list(state["marks"]), state["sums"]
 
     def add(self, x: Any, y: Any) -> None:
         """Count a batch."""
-        if not len(x):
-            return
-        views = [bits_of(x, "view 'x'")[0], bits_of(y, "view 'y'")[0]]
-        if self._passes.sources:
-            some = np.unique(np.linspace(0, len(x) - 1, _MARKS_OF_A_BATCH).astype(int))
-        else:
-            some = np.array([len(x) - 1])
-        self._marks += [[self.count + int(i), *(_checksum(view[i]) for view in views)] for i in some]
+        step = max(1, len(x) // _MARKS_OF_A_BATCH) if self._passes.sources else max(1, len(x))
+        some = range(len(x) - 1, -1, -step)[::-1]  # the last among them
+        self._marks += [[self.count + i, *(_checksum(_bits(rows, i, 1)) for rows in (x, y))] for i in some]
         while len(self._marks) > _MOST_MARKS:
             self._marks = self._marks[::-2][::-1]  # with the last
-        if not self._passes.starts_anywhere:
-            self._sums = [_checksum(view, known) for view, known in zip(views, self._sums, strict=True)]
+        if self._sums is not None:
+            self._sums = _add_rows(self._sums, x, y, len(x))
         self.count += len(x)
 
     def rest(self) -> Iterator[tuple[Any, Any]]:
@@ -131,10 +126,12 @@ class CountedRows:
             for row, *known in self._marks if self._passes.sources else ():
                 self._compare(row, [source.read(row, 1) for source in self._passes.sources], known)
             batches = self._passes.batches(counted - 1)
-            for x, y in batches:
-                self._compare(counted - 1, [x, y], self._marks[-1][1:])
-                yield x[1:], y[1:]
-                break
+            first = next(batches, None)
+            if first is None:
+                self._refuse(f"row {counted - 1}, which is not there,")
+            self._compare(counted - 1, list(first), self._marks[-1][1:])
+            self._sums = None
+            yield first[0][1:], first[1][1:]
             yield from batches
         else:
             yield from self._after(counted)
@@ -145,16 +142,19 @@ class CountedRows:
         for x, y in self._passes.batches():
             over = min(len(x), max(0, counted - position))
             if over:
-                views = [bits_of(rows[:over], "rows")[0] for rows in (x, y)]
-                sums = [_checksum(view, known) for view, known in zip(views, sums, strict=True)]
-                if position + over == counted and sums != self._sums:
-                    self._refuse(f"one of the first {counted} rows")
+                sums = _add_rows(sums, x, y, over)
+                if position + over == counted:
+                    self._compare(counted - 1, [x[over - 1 :], y[over - 1 :]], self._marks[-1][1:])
+                    if self._sums is not None and sums != self._sums:
+                        self._refuse(f"one of the first {counted} rows")
             position += len(x)
             if over < len(x):
                 yield x[over:], y[over:]
+        if position < counted:
+            self._refuse(f"row {position}, which is not there,")
 
     def _compare(self, row: int, views: list[Any], known: list[int]) -> None:
-        if [_checksum(bits_of(rows, "rows")[0][0]) for rows in views] != known:
+        if [_checksum(_bits(rows, 0, 1)) for rows in views] != known:
             self._refuse(f"row {row}")
 
     def _refuse(self, what: str) -> NoReturn:
@@ -162,6 +162,14 @@ class CountedRows:
             f"folder: {what} is not what an earlier attempt has counted; give the rows of that time, or remove "
             f"{self._path}"
         )
+
+
+def _bits(rows: Any, first: int, count: int) -> np.ndarray[Any, Any]:
+    return bits_of(rows[first : first + count], "rows")[0]  # cut first: rows may come from a device
+
+
+def _add_rows(sums: list[int], x: Any, y: Any, count: int) -> list[int]:
+    return [_checksum(_bits(rows, 0, count), known) for rows, known in zip((x, y), sums, strict=True)]
 
 
 def _checksum(rows: np.ndarray[Any, Any], start: int = 0) -> int:
