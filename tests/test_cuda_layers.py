@@ -107,7 +107,7 @@ def test_values_that_are_refused(device, two, batches):
         assert w.counts == dict.fromkeys(LAYERS, 2 * BATCH)
 
 
-@pytest.mark.parametrize("strategy", ["covariance", "replay", "gram"])
+@pytest.mark.parametrize("strategy", ["replay", "gram"])  # a replay's first pass is that of covariances
 def test_compare_agrees_with_the_cpu(device, two, batches, strategy):
     how = {"layers": LAYERS, "rank": 5, "strategy": strategy}
     found = sc.compare(*two, batches, device=device, **how)
@@ -169,6 +169,7 @@ def test_what_one_layer_refuses_the_next_forward_does_not_lose(device, two, batc
 
 
 def test_scores_and_other_measures(device, two, batches):
+    batches = batches[:3]
     scores = [sc.subspace_scores(net, batches, layers=LAYERS, rank=5, device=device) for net in two]
     whole = sc.compare(*two, batches, layers=LAYERS, rank=5, precision="float64", device="cpu")
     np.testing.assert_allclose(sc.compare(*scores).matrix, whole.matrix, atol=1e-5)

@@ -266,7 +266,7 @@ def test_killed_five_times_it_ends_with_the_same_numbers(study, tmp_path):
     while killed < 5:
         job = start(config, folder, jobs=1 + killed % 2)
         try:
-            job.wait(timeout=float(rng.uniform(2.5, 7.0)))
+            job.wait(timeout=float(rng.uniform(2.0, 4.5)))
         except subprocess.TimeoutExpired:
             os.kill(job.pid, signal.SIGKILL)
             job.wait()

