@@ -243,8 +243,8 @@ def covariance_cases(quick: bool) -> list[Case]:
     torch = [bfloat16] if optional("torch", "", "") else []
     wide = [avx2] if "avx2" in _backend.isa_levels() else []
     if quick:
-        small = [make(2048, 192) for make in (float64_products, *torch)]
-        return [plain(4096, 192, "float32"), *small, one_update(), channels_first(2)]
+        small = [make(2048, 192) for make in (float64_products, *torch, *wide, small_batches, cross, threads)]
+        return [plain(4096, 192, "float32"), plain(2048, 192, "float64"), *small, one_update(), channels_first(2)]
     shapes = [(65536, 256), (32768, 512), (16384, 1024), (16384, 2048), (8192, 4096)]
     return [
         *(plain(*shape, "float32") for shape in shapes),

@@ -52,6 +52,18 @@ class FromAnyRow(Batches):
         return self.pairs(first)
 
 
+def broken_off_at_update(monkeypatch, number):
+    update, calls = sc.Moments.update, []
+
+    def breaking(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        update(self, *args, **kwargs)
+
+    monkeypatch.setattr(sc.Moments, "update", breaking)
+
+
 def bits(result):
     arrays = (result.correlations, result.x_weights, result.y_weights, result.correlation_error_bounds)
     numbers = (result.mean, result.error_bound, result.n, result.rank_x, result.rank_y)
@@ -89,15 +101,7 @@ def test_files_arrays_and_types(tmp_path, dtype, monkeypatch):
     truth = bits(sc.svcca(x, y, rank=4))
     folder = tmp_path / "job"
     assert bits(sc.svcca(x, y, rank=4, folder=folder)) == truth
-    update, calls = sc.Moments.update, []
-
-    def breaking(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        update(self, *args, **kwargs)
-
-    monkeypatch.setattr(sc.Moments, "update", breaking)
+    broken_off_at_update(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
         sc.svcca(x, y, rank=4, folder=folder)
     assert bits(sc.svcca(x, y, rank=4, folder=folder)) == truth
@@ -198,15 +202,7 @@ def test_files_that_have_changed_since_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["streamcca.kept_sums"], "_MOST_MARKS", 20)
     x, y = views()
     np.save(tmp_path / "x.npy", x)
-    update, calls = sc.Moments.update, []
-
-    def breaking(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 20:
-            raise KeyboardInterrupt
-        update(self, *args, **kwargs)
-
-    monkeypatch.setattr(sc.Moments, "update", breaking)
+    broken_off_at_update(monkeypatch, 20)
     with pytest.raises(KeyboardInterrupt):
         sc.svcca(tmp_path / "x.npy", y, rank=4, folder=tmp_path / "job")
     np.save(tmp_path / "x.npy", x * np.where(np.arange(ROWS) < 200, 1, 2)[:, None].astype(x.dtype))

@@ -82,7 +82,8 @@ class Job:
             # A job that had to take more directions goes on with these.
             same = {**known, "directions": None} == {**self.config, "directions": None}
             if not same or not (restarts or options.directions == known["directions"]):
-                check_same_job(file.path, known or None, self.config)
+                mine = self.config | ({"directions": known.get("directions")} if restarts else {})
+                check_same_job(file.path, known or None, mine)
                 raise StateFileError(f"{file.path}: it belongs to another job ({known}); remove the file")
             self.config = known
         self.prints = RowPrints(self.widths)
