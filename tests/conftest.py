@@ -7,6 +7,7 @@ import os
 # Before NumPy: the tests' matrices are small, and threads of its BLAS, and of SciPy's, spin while the others work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import importlib
 import signal
 import sys
 from pathlib import Path
@@ -15,11 +16,13 @@ import hypothesis
 import numpy as np
 import pytest
 
-import streamcca as sc
-from streamcca import _backend, devices
-
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))  # for the package of benchmarks
+
+import fake_cupy
+
+import streamcca as sc
+from streamcca import _backend, devices
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
@@ -90,6 +93,18 @@ def _why_no_device():
     except sc.DeviceError as error:
         return str(error)
     return ""
+
+
+@pytest.fixture
+def library(device, monkeypatch):
+    """The library whose arrays live on `device`: NumPy, CuPy on a GPU, or on the emulator what stands in for it."""
+    if device == "cpu":
+        return np
+    if devices._extension().EMULATED:
+        return fake_cupy.install(monkeypatch)
+    if os.environ.get("STREAMCCA_REQUIRE_CUDA") == "1":
+        return importlib.import_module("cupy")
+    return pytest.importorskip("cupy")
 
 
 @pytest.fixture(params=["cpu", "cuda"])

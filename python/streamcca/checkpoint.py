@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from streamcca import store
+from streamcca.arrays import AnyArray
 from streamcca.errors import StateFileError
-from streamcca.wide import AnyArray
 
 NAME = "job.state"  # of whatever job, so that each finds and refuses another's
 SECONDS = 300.0

@@ -11,7 +11,7 @@ import numpy as np
 from streamcca._backend import Accumulator, FloatArray, Rounding
 from streamcca.errors import DeviceError, DTypeError, InputError
 
-_CPU, _CUDA = 1, 2  # device types of DLPack
+_CUDA = 2  # device type of DLPack
 _LEGACY_STREAM = 1  # CUDA's default stream, as DLPack and the driver number it
 
 
@@ -61,11 +61,19 @@ def to_device(array: np.ndarray[Any, Any], device: str | None) -> Any:
     return torch.from_numpy(array).to(device)
 
 
+def in_device_memory(array: Any) -> bool:
+    """Whether an array is in the memory of a CUDA device."""
+    try:
+        return bool(array.__dlpack_device__()[0] == _CUDA)
+    except Exception:  # no array, or one without memory: the CPU says what it refuses that for
+        return False
+
+
 def can_follow(array: Any) -> bool:
     """Whether an array is in the memory of a CUDA device, and there are kernels for it."""
     try:
-        return bool(array.__dlpack_device__()[0] == _CUDA and checked_device("cuda"))
-    except Exception:  # no array, or one without memory, or no kernels: the CPU says what it refuses that for
+        return in_device_memory(array) and bool(checked_device("cuda"))
+    except DeviceError:  # no kernels: the CPU says what it refuses that for
         return False
 
 
@@ -96,7 +104,7 @@ def _capsule(array: Any, view: str, stream: int, emulated: bool) -> Any:
         raise DTypeError(
             f"view {view!r}: got {type(array).__name__}, expected an array on the device with __dlpack__ (torch, CuPy)"
         )
-    if array.__dlpack_device__()[0] != (_CPU if emulated else _CUDA):
+    if not emulated and not in_device_memory(array):
         raise DeviceError(
             f"view {view!r}: got rows in CPU memory, expected a CUDA device, where these moments live; move them "
             "with .cuda(), or use device='cpu'"

@@ -15,10 +15,11 @@ import numpy as np
 
 from streamcca._backend import FloatArray, Rounding
 from streamcca._memory import check_memory
+from streamcca.arrays import AnyArray
 from streamcca.devices import checked_device, to_device
 from streamcca.errors import InputError, NonFiniteError
 from streamcca.moments import Moments, Precision
-from streamcca.passes import AnyArray, PairPasses, widened
+from streamcca.passes import PairPasses, widened
 from streamcca.sources import progress_bar
 from streamcca.spool import TILE, ColumnTiles, SourceTiles, Spool, count_tiles, segment_bytes, tiles_of
 from streamcca.store import remove_unfinished

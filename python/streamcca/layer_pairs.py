@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from streamcca.arrays import Library, cupy_here, library_for
 from streamcca.checkpoint import job_folder, part_of
 from streamcca.devices import can_follow
 from streamcca.errors import InputError, MemoryLimitError, ReplayError, StreamCCAWarning
@@ -87,6 +90,7 @@ class LayerPairs:
         facts, saved = self._file.facts, self._file.saved
         assert saved is not None  # noqa: S101 - the caller looked
         self._widths = dict(facts["widths"])
+        self._rows_on = facts.get("rows_on")
         self._plan(facts["rows"], facts["itemsize"], facts["strategy"])
         self._stack.enter_context(job_folder(self._bounds["folder"]))
         if self.bill.strategy == "sketch":
@@ -136,7 +140,8 @@ class LayerPairs:
         elif self.bill.strategy == "sketch":
             self.sketches.add(batch)
         elif self.bill.strategy == "qr":
-            self.factor.update({name: x.cpu() for name, x in batch.items()})
+            on_cpu = self._library() is np
+            self.factor.update({name: x.cpu() if on_cpu else x for name, x in batch.items()})
         else:
             self.moments.update(batch)
         self._rows += count
@@ -175,8 +180,6 @@ class LayerPairs:
                 folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="streamcca-spool-"))
             self.spool = Spool(Path(folder))
             return
-        if way in ("sketch", "qr") and self._options["device"] not in (None, "cpu"):
-            raise InputError(f"device: got {self._options['device']!r}, but {way!r} counts on the CPU; leave it out")
         if way != "sketch":
             refuse_sketching({name: self._bounds[name] for name in ("directions", "power")})
         if folder is not None:
@@ -190,6 +193,7 @@ class LayerPairs:
             "widths": list(self._widths.items()),
             "rows": count,
             "itemsize": itemsize,
+            "rows_on": self._rows_on,
         }
         if way == "sketch":
             self._start_sketches(itemsize)
@@ -200,7 +204,8 @@ class LayerPairs:
         assert self._widths is not None  # noqa: S101 - `add` set them
         way, own = self.bill.strategy, [(name, name) for name in self._widths]
         if way == "qr":
-            self.factor = QRMoments(self._widths, self._options["nonfinite"])
+            device = "cpu" if self._library() is np else "cuda"
+            self.factor = QRMoments(self._widths, self._options["nonfinite"], device)
             return
         cross = cross_pairs(self._widths) if way == "covariance" else []
         self.moments = Moments(self._widths, pairs=own + cross, **self._options)
@@ -218,8 +223,16 @@ class LayerPairs:
             bill=self.bill,
             pairs=cross_pairs(self._widths),
             threads=self._options["threads"],
+            library=self._library(),
             file=self._file,
         )
+
+    def _library(self) -> Library:
+        """Return the library of what is made of rows: on the device that was asked for, or where they are."""
+        where = self._options["device"] or self._rows_on
+        if self._options["device"] is None and cupy_here() is None:
+            where = None
+        return library_for(None, where or "cpu")
 
     def _ways(self) -> tuple[Way, ...]:
         measure, ridge, nonfinite = self._pairing["measure"], self._pairing["ridge"], self._options["nonfinite"]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from streamcca import checkpoint
+from streamcca.arrays import AnyArray
 from streamcca.checkpoint import Checkpoint, check_same_job, packed
 from streamcca.errors import ReplayError
 from streamcca.subspace import Rule
 from streamcca.sweep import BatchRows, Sweep, checksum
 from streamcca.views import shown
-from streamcca.wide import AnyArray
 
 # Of a replay, beside the first pass's own, which is not written again meanwhile.
 REPLAY_NAME = "replay.state"

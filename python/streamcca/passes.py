@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from streamcca.arrays import AnyArray, Library, brought
 from streamcca.errors import DTypeError, InputError
 from streamcca.sources import ArraySource, NpyFile, RowSource, open_source, pair_of
 
-AnyArray = np.ndarray[Any, Any]
 # What is read of a file at a time: rows of a wide layer have megabytes each.
 _CHUNK_BYTES = 64 << 20
 
 
-def bits_of(array: Any, where: str) -> tuple[AnyArray, str]:
-    """Return rows as a NumPy array and the name of their type; bfloat16, which NumPy lacks, as uint16 words.
+def bits_of(array: Any, where: str, library: Library = np) -> tuple[AnyArray, str]:
+    """Return rows as an array of NumPy, or CuPy, and the name of their type; bfloat16, which both lack, as uint16.
 
     Raises
     ------
@@ -24,12 +24,13 @@ def bits_of(array: Any, where: str) -> tuple[AnyArray, str]:
         The type is no floating-point type of at most 8 bytes; the array is not two-dimensional.
     """
     if hasattr(array, "detach"):  # torch
-        array = array.detach().cpu()
+        array = array.detach()
         if str(array.dtype) == "torch.bfloat16":
             import torch
 
-            return _two_dimensional(array.contiguous().view(torch.int16).numpy().view(np.uint16), where), "bfloat16"
-    array = _two_dimensional(np.asarray(array), where)
+            words = brought(array.contiguous().view(torch.int16), library).view(np.uint16)
+            return _two_dimensional(words, where), "bfloat16"
+    array = _two_dimensional(brought(array, library), where)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
         raise DTypeError(
             f"{where}: got {array.dtype}, expected float16, bfloat16, float32 or float64; convert it first"
@@ -44,6 +45,12 @@ def _two_dimensional(array: AnyArray, where: str) -> AnyArray:
             "rows first"
         )
     return array
+
+
+def values_of(rows: Any, where: str, library: Library = np) -> AnyArray:
+    """Return rows as numbers of NumPy, or CuPy; bfloat16 as float32."""
+    bits, name = bits_of(rows, where, library)
+    return widened(bits, name, np.float32) if name == "bfloat16" else bits
 
 
 def widened(bits: AnyArray, dtype: str, to: Any) -> AnyArray:

@@ -10,7 +10,7 @@ from streamcca._backend import peak_gflops, state_bytes
 from streamcca._memory import available_memory
 from streamcca.errors import InputError, MemoryLimitError
 from streamcca.gram import gram_bytes, gram_flops
-from streamcca.qr import qr_cost
+from streamcca.qr_blocks import qr_cost
 from streamcca.sketch_result import default_directions
 from streamcca.sketch_route import sketch_cost
 from streamcca.subspace import Rule

@@ -16,10 +16,12 @@ import numpy as np
 from streamcca import store
 from streamcca._backend import Accumulator, FloatArray
 from streamcca._memory import check_memory
+from streamcca.arrays import Library, library_for
 from streamcca.batches import check_name, check_names, checked_weights, first_rows
+from streamcca.devices import CudaAccumulator
 from streamcca.errors import InputError
 from streamcca.moments import NonFinite
-from streamcca.qr_blocks import block_depth, opened
+from streamcca.qr_blocks import opened, qr_cost
 from streamcca.qr_state import Buffers, Factor, State, configuration
 from streamcca.sources import accumulate_pair, two_views
 from streamcca.views import check_option, checked_views
@@ -41,9 +43,14 @@ class QRMoments:
         Name and width (number of neurons) of each view.
     nonfinite : 'raise', 'skip' or 'propagate'
         As in `Moments`.
+    device : None, 'cpu' or 'cuda'
+        Where it lives: by default where the first rows are, if CuPy is there for a CUDA device (extra ``cuda``).
+        Batches are waited for there.
 
     Raises
     ------
+    DeviceError
+        A device is asked for, and there is no CuPy, or no kernels.
     InputError
         A width or an option makes no sense.
     MemoryLimitError
@@ -70,7 +77,7 @@ class QRMoments:
            [2., 4.]])
     """
 
-    def __init__(self, views: Mapping[str, int], nonfinite: NonFinite = "raise") -> None:
+    def __init__(self, views: Mapping[str, int], nonfinite: NonFinite = "raise", device: str | None = None) -> None:
         check_option("nonfinite", nonfinite, ("raise", "skip", "propagate"))
         self._views = checked_views(views)
         self._nonfinite: NonFinite = nonfinite
@@ -80,11 +87,19 @@ class QRMoments:
             "keep fewer neurons (pool or subsample wide views), compare fewer layers at once, or use Moments",
         )
         self._lock = threading.RLock()
-        # It forms no products; what it does is to look at every batch as Moments would, and to count its rows.
-        self._doorkeeper = Accumulator(list(self._views), list(self._views.values()), [], "float64", nonfinite, 1)
-        self._state = State.empty(sum(self._views.values()))
+        self._device = device
+        self._start(library_for(None, device or "cpu"))
         self._spare: Buffers | None = None
         self._seen: tuple[State, Factor] | None = None
+
+    def _start(self, library: Library) -> None:
+        self._library = library
+        # It forms no products; what it does is to look at every batch as Moments would, and to count its rows.
+        kind: Any = Accumulator if library is np else CudaAccumulator
+        names, widths = list(self._views), list(self._views.values())
+        options = {} if library is np else {"device": "cuda"}
+        self._doorkeeper = kind(names, widths, [], "float64", self._nonfinite, threads=1, **options)
+        self._state = State.empty(sum(widths), library)
 
     # ------------------------------------------------------------------ rows in
 
@@ -128,11 +143,16 @@ class QRMoments:
             given, weights, _ = first_rows(valid_rows, given, weights, {})
         ordered = [given[name] for name in self._views]
         with self._lock:
+            library = self._library
+            if self._device is None and not self._state.rows and not self._state.skipped:
+                library = library_for(ordered[0])
+            if library is not self._library:
+                self._start(library)
             try:
                 self._doorkeeper.update(ordered, weights)
                 core = self._doorkeeper
                 state, spare = self._state.with_batch(
-                    [opened(array) for array in ordered],
+                    [opened(array, library) for array in ordered],
                     weights,
                     self._nonfinite,
                     self._spare,
@@ -177,6 +197,8 @@ class QRMoments:
             )
         theirs = other._snapshot()
         with self._lock:
+            if self._device is None and not self._state.rows and not self._state.skipped:
+                self._start(theirs.library)
             self._state = self._state.merged(theirs)
             self._spare = None
             self._brief_doorkeeper()
@@ -184,13 +206,15 @@ class QRMoments:
     def reset(self) -> None:
         """Forget all rows; the configuration stays."""
         with self._lock:
-            self._state = State.empty(self._state.width)
+            self._state = State.empty(self._state.width, self._library)
             self._spare = self._seen = None
             self._doorkeeper.reset()
 
     def copy(self) -> QRMoments:
         """Return an independent copy, pending rows included."""
         twin = type(self)(self._views, self._nonfinite)
+        twin._device = self._device
+        twin._start(self._library)
         twin._state = self._snapshot()
         twin._brief_doorkeeper()
         return twin
@@ -310,7 +334,7 @@ class QRMoments:
                 f"load_state_dict: the state has views {views!r}, expected {self._view_list()!r}; construct QRMoments "
                 "alike, or use QRMoments.load"
             )
-        restored = State.unpack(state, self._state.width)
+        restored = State.unpack(state, self._state.width, self._library)
         with self._lock:
             self._state, self._spare = restored, None
             self._brief_doorkeeper()
@@ -326,8 +350,8 @@ class QRMoments:
         store.write_state(path, self.state_dict(), store.QR_FORMAT)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> QRMoments:
-        """Read a file written by `save`.
+    def load(cls, path: str | os.PathLike[str], device: str | None = None) -> QRMoments:
+        """Read a file written by `save`, on whatever device; these will live on `device`, by default the CPU.
 
         Raises
         ------
@@ -336,12 +360,12 @@ class QRMoments:
         StateFileError
             The file is damaged, truncated, foreign, or of a newer version.
         """
-        return cls._from_state(store.read_state(path, store.QR_FORMAT))
+        return cls._from_state(store.read_state(path, store.QR_FORMAT), device)
 
     @classmethod
-    def _from_state(cls, state: Mapping[str, Any]) -> QRMoments:
+    def _from_state(cls, state: Mapping[str, Any], device: str | None = None) -> QRMoments:
         config = configuration(state)
-        moments = cls(dict(config["views"]), config["nonfinite"])
+        moments = cls(dict(config["views"]), config["nonfinite"], device)
         moments.load_state_dict(state)
         return moments
 
@@ -351,30 +375,6 @@ class QRMoments:
     def __repr__(self) -> str:
         views = ", ".join(f"{name!r}: {width}" for name, width in self._views.items())
         return f"QRMoments(n={self.n}, views={{{views}}})"
-
-
-def qr_cost(widths: list[int], n: int | None = None) -> tuple[int, float]:
-    """Return what `QRMoments` and `qr_compare` of such views take: bytes at the peak, and operations for each row.
-
-    Parameters
-    ----------
-    widths : list of int
-        Width of each view.
-    n : int, optional
-        Number of rows, over which the final decompositions of all views are spread; by default they are not counted.
-    """
-    width, size = sum(widths), sum(widths) + 1
-    depth = block_depth(width)
-    # The factor before and after a batch, and what LAPACK works on. Rows: a batch's, two buffers, the block that is
-    # folded in, and twice as many while the shift is chosen.
-    update = 3 * size * size + 6 * depth * size
-    # The factor twice, what is kept of both views, and what their decomposition has at once (measured: 0.9 of this).
-    two = sorted(widths)[-2:]
-    compare = 2 * size * size + sum(w * width + w * w for w in two) + 4 * two[-1] * width + 10 * two[-1] ** 2
-    operations = 2.0 * size * size
-    if n:
-        operations += sum(20.0 * w * w * width + 34.0 * w**3 for w in widths) / n
-    return 8 * max(update, compare), operations
 
 
 def qr_moments_of(

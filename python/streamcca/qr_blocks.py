@@ -3,85 +3,129 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca.arrays import AnyArray, Library, brought, library_of
+from streamcca.passes import widened
 
 _ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 
 
-def block_depth(width: int) -> int:
+def block_depth(width: int, on_device: bool = False) -> int:
     """Rows of a block, for a total width.
 
     Measured with SciPy's OpenBLAS (2 cores, AVX2): up to 256 columns 512 rows are up to 1.3 times as fast as 256, above
-    they are slower, since block and triangle then compete for the cache. Part of the format of saved states.
+    they are slower, since block and triangle then compete for the cache. On a device, whose reflections do not spare
+    the triangle, four times as many rows as columns, so that it is a fifth of the work (not measured). Part of the
+    format of saved states.
     """
+    if on_device:
+        return max(1024, -(-4 * width // 256) * 256)
     return 512 if width < 256 else 256
+
+
+def qr_cost(widths: list[int], n: int | None = None) -> tuple[int, float]:
+    """Return what `QRMoments` and `qr_compare` of such views take: bytes at the peak, and operations for each row.
+
+    Parameters
+    ----------
+    widths : list of int
+        Width of each view.
+    n : int, optional
+        Number of rows, over which the final decompositions of all views are spread; by default they are not counted.
+    """
+    width, size = sum(widths), sum(widths) + 1
+    depth = block_depth(width)
+    # The factor before and after a batch, and what LAPACK works on. Rows: a batch's, two buffers, the block that is
+    # folded in, and twice as many while the shift is chosen.
+    update = 3 * size * size + 6 * depth * size
+    # The factor twice, what is kept of both views, and what their decomposition has at once (measured: 0.9 of this).
+    two = sorted(widths)[-2:]
+    compare = 2 * size * size + sum(w * width + w * w for w in two) + 4 * two[-1] * width + 10 * two[-1] ** 2
+    operations = 2.0 * size * size
+    if n:
+        operations += sum(20.0 * w * w * width + 34.0 * w**3 for w in widths) / n
+    return 8 * max(update, compare), operations
+
+
+def zero_matrix(shape: Any, library: Library = np) -> FloatArray:
+    """Return float64 zeros, columns first."""
+    array: FloatArray = library.zeros(shape, order="F")
+    return array
 
 
 # ---------------------------------------------------------------------- rows of a batch
 
 
-def opened(array: Any) -> Any:
-    """Return rows that a native check has let in as a NumPy array or a tensor, where they lie."""
-    if isinstance(array, np.ndarray):
-        return array
+Opened = tuple[AnyArray, str]  # bits, and the name of their type
+
+
+def opened(array: Any, library: Library = np) -> Opened:
+    """Return rows that a native check has let in as an array of a library, where they lie; bfloat16 as its words."""
+    if not isinstance(array, np.ndarray) and not hasattr(array, "detach") and library is np:
+        try:
+            array = np.from_dlpack(array)
+        except (BufferError, RuntimeError, TypeError):  # a type that NumPy does not know: bfloat16
+            from torch.utils.dlpack import from_dlpack
+
+            array = from_dlpack(array)
     if hasattr(array, "detach"):
-        return array.detach()
-    try:
-        return np.from_dlpack(array)
-    except (BufferError, RuntimeError, TypeError):  # a type that NumPy does not know: bfloat16
-        from torch.utils.dlpack import from_dlpack
+        array = array.detach()
+        if str(array.dtype) == "torch.bfloat16":
+            import torch
 
-        return from_dlpack(array)
+            return brought(array.view(torch.int16), library).view(np.uint16), "bfloat16"
+    array = brought(array, library)
+    return array, str(array.dtype.newbyteorder("="))
 
 
-def unit_of(array: Any) -> float:
+def unit_of(rows: Opened) -> float:
     """Return the unit roundoff of the type of opened rows."""
-    return _ROUNDOFF.get(str(array.dtype).removeprefix("torch."), 2.0**-53)
+    return _ROUNDOFF.get(rows[1], 2.0**-53)
 
 
-def _as_numpy(part: Any) -> Any:
-    if isinstance(part, np.ndarray):
-        return part
-    return (part.double() if unit_of(part) == _ROUNDOFF["bfloat16"] else part).numpy()
-
-
-def _copy_rows(array: Any, first: int, target: FloatArray) -> None:
+def _copy_rows(rows: Opened, first: int, target: FloatArray) -> None:
     """Copy rows from `first` on, as many as `target` holds; of (samples, m, d) every (sample, m) is a row."""
+    bits, dtype = rows
     last = first + len(target)
-    if array.ndim == 2:
-        target[:] = _as_numpy(array[first:last])
+    if bits.ndim == 2:
+        target[:] = widened(bits[first:last], dtype, np.float64)
         return
-    inside = array.shape[1]
+    inside = bits.shape[1]
     begin = first // inside
-    samples = _as_numpy(array[begin : -(-last // inside)])
+    samples = widened(bits[begin : -(-last // inside)], dtype, np.float64)
     target[:] = samples.reshape(-1, samples.shape[2])[first - begin * inside : last - begin * inside]
 
 
 def rows_of(
-    arrays: list[Any], weights: FloatArray | None, nonfinite: str, count: int
+    arrays: list[Opened], weights: FloatArray | None, nonfinite: str, count: int
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
     """Yield the rows of a batch that count, all views side by side in float64, and the roots of their weights.
 
     At most `count` rows at a time; what is yielded is valid until the next one. Rows of weight zero are left out, and
     with `nonfinite` 'skip' those that hold NaN or infinity in any view.
     """
-    total = arrays[0].shape[0] if arrays[0].ndim == 2 else arrays[0].shape[0] * arrays[0].shape[1]
-    widths = [array.shape[-1] for array in arrays]
-    edges = np.cumsum([0, *widths])
-    buffer = np.empty((min(count, total), edges[-1]))
+    lead = arrays[0][0]
+    total = lead.shape[0] if lead.ndim == 2 else lead.shape[0] * lead.shape[1]
+    edges = [0, *accumulate(bits.shape[-1] for bits, _ in arrays)]
+    library = library_of(lead)
+    buffer = library.empty((min(count, total), edges[-1]))
     for first in range(0, total, count):
         rows = buffer[: min(count, total - first)]
         for array, begin, end in zip(arrays, edges[:-1], edges[1:], strict=True):
             _copy_rows(array, first, rows[:, begin:end])
-        roots = np.ones(len(rows)) if weights is None else np.sqrt(weights[first : first + len(rows)])
+        if weights is None:
+            roots = library.ones(len(rows))
+        else:
+            roots = library.asarray(np.sqrt(weights[first : first + len(rows)]))
         keep = roots > 0
         if nonfinite == "skip":
             keep &= np.isfinite(rows).all(axis=1)
-        yield (rows, roots) if keep.all() else (rows[keep], roots[keep])
+        yield (rows, roots) if bool(keep.all()) else (rows[keep], roots[keep])
 
 
 # ---------------------------------------------------------------------- blocks
@@ -106,10 +150,10 @@ def shift_of(rows: FloatArray, roots: FloatArray) -> FloatArray:
 
 def centered_block(rows: FloatArray, roots: FloatArray, shift: FloatArray) -> FloatArray:
     """Return rows less the shift behind a column of ones, all times the roots of the weights, as LAPACK wants them."""
-    block = np.empty((len(rows), rows.shape[1] + 1), order="F")
+    block: FloatArray = library_of(rows).empty((len(rows), rows.shape[1] + 1), order="F")
     block[:, 0] = roots
     np.subtract(rows, shift, out=block[:, 1:])
-    if not (roots == 1).all():
+    if not bool((roots == 1).all()):
         block[:, 1:] *= roots[:, None]
     return block
 
@@ -118,11 +162,19 @@ def fold(factor: FloatArray | None, block: FloatArray, *, triangular: bool = Fal
     """Return the upper triangular factor of [factor; block]; `block` is used up, `factor` only with `spoil`.
 
     LAPACK's dtpqrt, which spares the zeros of `factor`, and with `triangular` those of a triangular `block`. Against
-    dgeqrf of the stack it was 1.4 to 4 times as fast (32 to 2048 columns, 256 to 2048 rows).
+    dgeqrf of the stack it was 1.4 to 4 times as fast (32 to 2048 columns, 256 to 2048 rows). On a device, where there
+    is none, that of the stack.
     """
+    size = block.shape[1]
+    library = library_of(block)
+    if library is not np:
+        stack = block if factor is None else np.concatenate([factor, block])
+        upper = library.linalg.qr(stack, mode="r")
+        whole = zero_matrix((size, size), library)
+        whole[: len(upper)] = upper
+        return whole
     from scipy.linalg.lapack import dtpqrt
 
-    size = block.shape[1]
     if factor is None:
         factor, spoil = np.zeros((size, size), order="F"), True
     panel = min(size, 16 if size < 200 else 32)

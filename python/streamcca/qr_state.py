@@ -10,16 +10,27 @@ import numpy as np
 
 from streamcca import store
 from streamcca._backend import FloatArray
+from streamcca.arrays import Library, brought, library_of, to_host
 from streamcca.errors import StateFileError
-from streamcca.qr_blocks import block_depth, centered_block, fold, moved, rows_of, shift_of, unit_of
+from streamcca.qr_blocks import (
+    Opened,
+    block_depth,
+    centered_block,
+    fold,
+    moved,
+    rows_of,
+    shift_of,
+    unit_of,
+    zero_matrix,
+)
 
 Buffers = tuple[FloatArray, FloatArray]
 
 
-def buffers(width: int) -> Buffers:
+def buffers(width: int, library: Library = np, depth: int | None = None) -> Buffers:
     """Return room for the rows of a block, and for the roots of their weights."""
-    depth = block_depth(width)
-    return np.empty((depth, width)), np.empty(depth)
+    depth = depth or block_depth(width, library is not np)
+    return library.empty((depth, width)), library.empty(depth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +64,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Everything that rows leave behind. Arrays are never written to once they are in here.
+    """Everything that rows leave behind, in arrays of NumPy or of CuPy, never written to once they are in here.
 
     The one exception are the rows of `pending` behind the first `held`, which nobody looks at: the next batch is put
     there, and becomes visible by a new state with a higher `held`.
@@ -72,9 +83,14 @@ class State:
     row_unit: float = 1.0  # unit roundoff of the finest rows
 
     @classmethod
-    def empty(cls, width: int) -> State:
+    def empty(cls, width: int, library: Library = np) -> State:
         """Return a state without rows."""
-        return cls(*buffers(width))
+        return cls(*buffers(width, library))
+
+    @property
+    def library(self) -> Library:
+        """Of the arrays."""
+        return library_of(self.pending)
 
     @property
     def width(self) -> int:
@@ -87,7 +103,7 @@ class State:
 
     def with_batch(
         self,
-        arrays: list[Any],
+        arrays: list[Opened],
         weights: FloatArray | None,
         nonfinite: str,
         spare: Buffers | None,
@@ -111,11 +127,11 @@ class State:
                     continue
                 shift = shift_of(pending, roots) if shift is None else shift
                 factor = fold(factor, centered_block(pending, roots, shift), spoil=factor is not self.factor)
-                folded += float(np.sum(roots**2))
+                folded += float((roots**2).sum())
                 chain += folded
                 held = 0
                 if pending is self.pending:  # it must stay as it is until the whole batch is in
-                    pending, roots = spare or buffers(self.width)
+                    pending, roots = spare or buffers(self.width, self.library)
                     spare = (self.pending, self.roots)
         units = [unit_of(array) for array in arrays] if counts[0] > self.rows else []
         unit = min(self.row_unit, *units, 1.0)
@@ -132,6 +148,7 @@ class State:
     def read(self) -> Factor:
         """Return mean and factor of all rows, of which there must be some."""
         triangle, shift, chain = self.flushed()
+        triangle, shift = to_host(triangle), to_host(shift)
         drift = triangle[0, 1:]
         arrays = (shift + drift / triangle[0, 0], triangle[1:, 1:], np.abs(drift))
         for array in arrays:
@@ -141,6 +158,7 @@ class State:
     def merged(self, other: State) -> State:
         """Return the state of the rows of both: two factors stacked, the lighter one moved to the other's shift."""
         rows, skipped = self.rows + other.rows, self.skipped + other.skipped
+        other = other.on(self.library)
         if not (self.rows and other.rows):
             return replace(self if self.rows else other, rows=rows, skipped=skipped)
         heavy, light = (self, other) if self.weight >= other.weight else (other, self)
@@ -148,7 +166,7 @@ class State:
         light_factor, light_shift, light_chain = light.flushed()
         weight = self.weight + other.weight
         return replace(
-            State.empty(self.width),
+            State.empty(self.width, self.library),
             factor=fold(factor, moved(light_factor, light_shift - shift), triangular=True),
             shift=shift,
             rows=rows,
@@ -159,13 +177,44 @@ class State:
             row_unit=min(self.row_unit, other.row_unit),
         )
 
+    def on(self, library: Library) -> State:
+        """Return the state with arrays of a library; where its blocks have another depth what waits is folded in."""
+        same_depth = len(self.roots) == block_depth(self.width, library is not np)
+        if same_depth and library is self.library:
+            return self
+        empty = State.empty(self.width, library)
+        held, factor, shift, folded, chain = self.held, self.factor, self.shift, self.folded, self.chain
+        if same_depth:
+            empty.pending[:held] = brought(self.pending[:held], library)
+            empty.roots[:held] = brought(self.roots[:held], library)
+        elif self.rows:
+            factor, shift, chain = self.flushed()
+            held, folded = 0, self.weight
+        if factor is not None:
+            moved_there = zero_matrix(factor.shape, library)
+            moved_there[:] = brought(factor, library)
+            factor = moved_there
+        shift = None if shift is None else brought(shift, library)
+        return replace(
+            self,
+            pending=empty.pending,
+            roots=empty.roots,
+            held=held,
+            factor=factor,
+            shift=shift,
+            folded=folded,
+            chain=chain,
+        )
+
     # ------------------------------------------------------------------ to plain values and back
 
     def pack(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return ``{'meta': plain values, 'tensors': name -> array}``."""
-        tensors = {"pending": self.pending[: self.held].copy(), "roots": self.roots[: self.held].copy()}
+        waiting = {"pending": self.pending[: self.held], "roots": self.roots[: self.held]}
+        tensors = {name: to_host(array).copy() for name, array in waiting.items()}
         if self.factor is not None and self.shift is not None:
-            tensors |= {"shift": self.shift.copy(), "factor": self.factor[np.triu_indices(len(self.factor))]}
+            upper = to_host(self.factor)[np.triu_indices(len(self.factor))]
+            tensors |= {"shift": to_host(self.shift).copy(), "factor": upper}
         return {
             "meta": {
                 "format": store.QR_FORMAT,
@@ -186,8 +235,8 @@ class State:
         }
 
     @classmethod
-    def unpack(cls, state: Mapping[str, Any], width: int) -> State:
-        """Return the state that was packed.
+    def unpack(cls, state: Mapping[str, Any], width: int, library: Library = np) -> State:
+        """Return the state that was packed, with arrays of a library.
 
         Raises
         ------
@@ -195,7 +244,9 @@ class State:
             The values do not fit together.
         """
         try:
-            return _unpacked(cls.empty(width), state["meta"]["state"], state["tensors"])
+            meta, tensors = state["meta"]["state"], state["tensors"]
+            depth = block_depth(width, on_device=meta["depth"] == block_depth(width, on_device=True))
+            return _unpacked(cls(*buffers(width, np, depth)), meta, tensors).on(library)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StateFileError(f"load_state_dict: the state is damaged ({error})") from None
 

@@ -11,12 +11,13 @@ import numpy as np
 from streamcca import store, wide
 from streamcca._backend import FloatArray
 from streamcca._memory import check_memory
+from streamcca.arrays import AnyArray, Library, brought, library_for, to_host
 from streamcca.errors import InputError, StateFileError
-from streamcca.passes import bits_of
-from streamcca.wide import AnyArray
+from streamcca.passes import values_of
 
 FORMAT = store.SKETCH_FORMAT
 _SCALARS = ("n", "_shrunk", "_rounding", "_length", "_filled", "_pending")
+_ARRAYS = ("_kept", "_new", "_shift", "_sums", "_squares")
 
 
 class Sketch:
@@ -36,6 +37,8 @@ class Sketch:
         l, how many directions are kept; as many new rows wait for the next shrink. No more than the width are used.
     dtype : float32 or float64
         Type of the stored directions. Batches of float64 rows want float64.
+    device : None, 'cpu' or 'cuda'
+        Where it lives: by default where the first rows are, if CuPy is there for a CUDA device (extra ``cuda``).
 
     Attributes
     ----------
@@ -48,6 +51,8 @@ class Sketch:
         A size or the type makes no sense.
     MemoryLimitError
         2 l x width would not fit into the available memory.
+    DeviceError
+        A device is asked for, and there is no CuPy, or no kernels.
 
     Notes
     -----
@@ -69,7 +74,7 @@ class Sketch:
     True
     """
 
-    def __init__(self, width: int, directions: int, dtype: Any = np.float32) -> None:
+    def __init__(self, width: int, directions: int, dtype: Any = np.float32, device: str | None = None) -> None:
         for name, value in (("width", width), ("directions", directions)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise InputError(f"Sketch: {name}: got {value!r}, expected an integer of at least 1")
@@ -82,36 +87,43 @@ class Sketch:
             f"a sketch of {self.directions} directions of {self.width} neurons",
             "keep fewer directions (l=), or use float32",
         )
+        self._device = device
         self.n = 0
-        self._kept = np.zeros((self.directions, self.width), dtype=self.dtype)
-        self._new = np.zeros((self.directions, self.width), dtype=self.dtype)
-        self._shift: AnyArray = np.zeros(self.width)  # the first row
-        self._sums = np.zeros(self.width)  # of rows - shift, pending rows not yet counted
-        self._squares = np.zeros(self.width)  # centered, likewise
+        self._allocate(library_for(None, device or "cpu"))
         self._filled = 0  # rows of _kept
         self._pending = 0  # rows of _new, as they came but for the shift
         self._shrunk = 0.0
         self._rounding = 0.0
         self._length = 0.0  # squared Frobenius norm of rows - shift
 
+    def _allocate(self, library: Library) -> None:
+        self._library = library
+        self._kept: AnyArray = library.zeros((self.directions, self.width), dtype=self.dtype)
+        self._new: AnyArray = library.zeros((self.directions, self.width), dtype=self.dtype)
+        self._shift: AnyArray = library.zeros(self.width)  # the first row
+        self._sums: FloatArray = library.zeros(self.width)  # of rows - shift, pending rows not yet counted
+        self._squares: FloatArray = library.zeros(self.width)  # centered, likewise
+
     # ------------------------------------------------------------------ rows in
 
     def update(self, rows: Any) -> None:
-        """Add rows (n, width): NumPy or torch, float16, bfloat16, float32 or float64.
+        """Add rows (n, width): NumPy, torch or CuPy, float16, bfloat16, float32 or float64.
 
         Raises
         ------
         InputError, DTypeError, NonFiniteError
             The batch is refused as a whole.
         """
-        bits, name = bits_of(rows, "Sketch.update")
-        if bits.shape[1] != self.width:
-            raise InputError(f"Sketch.update: got rows of {bits.shape[1]} neurons, expected {self.width}")
-        values = (bits.astype(np.uint32) << 16).view(np.float32) if name == "bfloat16" else bits
+        library = self._library if self.n or self._device else library_for(rows)
+        values = values_of(rows, "Sketch.update", library)
+        if values.shape[1] != self.width:
+            raise InputError(f"Sketch.update: got rows of {values.shape[1]} neurons, expected {self.width}")
         wide.check_finite(values, self.dtype, "Sketch.update")
+        if library is not self._library:
+            self._allocate(library)
         if self.n == 0 and len(values):
             # As it is, so that the difference to it is rounded once; one row, so that no batch decides.
-            self._shift = np.array(values[0], dtype=np.float64 if values.dtype == np.float64 else np.float32)
+            self._shift = library.array(values[0], dtype=np.float64 if values.dtype == np.float64 else np.float32)
         first = 0
         while first < len(values):
             count = min(len(values) - first, self.directions - self._pending)
@@ -138,11 +150,12 @@ class Sketch:
         With P the reflection that takes (1, ..., 1) / sqrt(m) to the first unit vector, every row of P X but the first
         is x_j - g with one g = (mean - x_1 / sqrt(m)) / (1 - 1 / sqrt(m)).
         """
-        root, length = m**0.5, 0.0
+        length: Any = 0.0
+        root = m**0.5
         for tile in wide.tiles(self.width):
             x = rows[:m, tile].astype(np.float64)
             total = x.sum(axis=0)
-            length += float(np.square(x).sum())
+            length += np.square(x).sum()
             between = total / m - sums[tile] / before if before else np.zeros_like(total)
             if m > 1:
                 x -= (total / m - x[0] / root) / (1 - 1 / root)
@@ -150,7 +163,7 @@ class Sketch:
             sums[tile] += total
             squares[tile] += np.square(x).sum(axis=0)
             rows[:m, tile] = x
-        return length
+        return float(length)
 
     def _take(self, count: int) -> None:
         """Take the first rows of _new, which are centered, into the directions."""
@@ -197,24 +210,26 @@ class Sketch:
         if not isinstance(other, Sketch) or self._key() != other._key():
             got = other._key() if isinstance(other, Sketch) else type(other).__name__
             raise InputError(f"Sketch.merge: got {got}, expected the width, directions and type {self._key()}")
-        if other is self:
-            other = other.copy()
         if other.n == 0:
             return
+        # A copy, and on this one's device.
+        library = other._library if self.n == 0 and self._device is None else self._library
+        other = other._on(library)
         if self.n == 0:
-            self.__dict__.update(other.copy().__dict__)
+            self.__dict__.update(other.__dict__)
             return
         self._settle()
         parts, sums, squares, length = other._settled()
         here, there = self.n, other.n
-        between = (sums / there + (other._shift.astype(np.float64) - self._shift)) - self._sums / here
+        shifts = other._shift.astype(np.float64) - self._shift
+        between = (sums / there + shifts) - self._sums / here
         self._new[0] = between * (here * there / (here + there)) ** 0.5
         self._squares += squares + np.square(self._new[0].astype(np.float64))
         self._take(1)
         for part in parts:
             self._new[: len(part)] = part
             self._take(len(part))
-        self._sums += sums + there * (other._shift.astype(np.float64) - self._shift)
+        self._sums += sums + there * shifts
         self.n += there
         self._shrunk += other._shrunk
         self._rounding += other._rounding
@@ -265,13 +280,13 @@ class Sketch:
         sums = self._sums
         if self._pending:
             sums = sums + self._new[: self._pending].sum(axis=0, dtype=np.float64)
-        return np.asarray(self._shift + sums / self.n, dtype=np.float64)
+        return np.asarray(to_host(self._shift + sums / self.n), dtype=np.float64)
 
     @property
     def variances(self) -> FloatArray:
         """Variance of each neuron (ddof 1), summed in float64 over all rows: no sketch."""
         self._check_rows(2)
-        return self._settled()[2] / (self.n - 1)
+        return np.asarray(to_host(self._settled()[2] / (self.n - 1)))
 
     @property
     def trace(self) -> float:
@@ -291,44 +306,59 @@ class Sketch:
         self._settle()
         parts = _ordered([self._kept[: self._filled]], self.directions)
         spare = self._new
-        self._kept = self._new = np.zeros((0, self.width), dtype=self.dtype)
+        self._kept = self._new = self._library.zeros((0, self.width), dtype=self.dtype)
         self._filled = 0
         return wide.orthonormalize(parts, wide.unit_roundoff(self.dtype)), spare
 
     def copy(self) -> Sketch:
         """Return an independent copy."""
+        return self._on(self._library)
+
+    def _on(self, library: Library) -> Sketch:
+        """Return a copy whose arrays are of a library."""
         twin = object.__new__(Sketch)
-        twin.__dict__.update({k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self.__dict__.items()})
+        twin.__dict__.update(self.__dict__)
+        twin._library = library
+        for name in _ARRAYS:
+            mine = getattr(self, name)
+            setattr(twin, name, mine.copy() if library is self._library else brought(mine, library))
         return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sketch.from_state_dict, (self._on(np).state_dict(),)
 
     # ------------------------------------------------------------------ files
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as ``{'meta': plain values, 'tensors': name -> array}``; views, not copies."""
+        """Return everything as ``{'meta': plain values, 'tensors': name -> array}``; views of what is on the CPU."""
         config = {"width": self.width, "directions": self.directions, "dtype": str(self.dtype)}
-        tensors = {
+        arrays = {
             "kept": self._kept[: self._filled],
             "new": self._new[: self._pending],
             "shift": self._shift,
             "sums": self._sums,
             "squares": self._squares,
         }
+        tensors = {name: to_host(array) for name, array in arrays.items()}
         state = {name: getattr(self, name) for name in _SCALARS}
         return {"meta": {"format": FORMAT, "version": 1, "config": config, "state": state}, "tensors": tensors}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Sketch:
-        """Inverse of `state_dict`: goes on to the same bits."""
+    def from_state_dict(cls, state: Mapping[str, Any], device: str | None = None) -> Sketch:
+        """Inverse of `state_dict`: goes on to the same bits, if on the same device; the CPU by default."""
         try:
             meta, tensors = state["meta"], state["tensors"]
             if meta["format"] != FORMAT or meta["version"] != 1:
                 raise StateFileError(f"sketch: got format {meta['format']!r} {meta['version']}, expected {FORMAT!r} 1")
-            sketch = cls(meta["config"]["width"], meta["config"]["directions"], np.dtype(meta["config"]["dtype"]))
+            sketch = cls(
+                meta["config"]["width"], meta["config"]["directions"], np.dtype(meta["config"]["dtype"]), device
+            )
             sketch.__dict__.update({name: meta["state"][name] for name in _SCALARS})
-            sketch._kept[: sketch._filled] = tensors["kept"]
-            sketch._new[: sketch._pending] = tensors["new"]
+            library = sketch._library
+            sketch._kept[: sketch._filled] = library.asarray(tensors["kept"])
+            sketch._new[: sketch._pending] = library.asarray(tensors["new"])
             sketch._shift, sketch._sums, sketch._squares = (
-                np.array(tensors[name]) for name in ("shift", "sums", "squares")
+                library.array(tensors[name]) for name in ("shift", "sums", "squares")
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, StateFileError):
@@ -341,9 +371,9 @@ class Sketch:
         store.write_state(path, self.state_dict(), FORMAT)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Sketch:
+    def load(cls, path: str | os.PathLike[str], device: str | None = None) -> Sketch:
         """Read a file written by `save`; see `Moments.load` for what is raised."""
-        return cls.from_state_dict(store.read_state(path, FORMAT))
+        return cls.from_state_dict(store.read_state(path, FORMAT), device)
 
     def __repr__(self) -> str:
         return f"Sketch(n={self.n}, width={self.width}, directions={self.directions}, dtype={self.dtype})"

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
+from streamcca.arrays import AnyArray, Library, library_for, to_host
 from streamcca.checkpoint import Checkpoint, check_same_job, packed, part_of
 from streamcca.errors import InputError, StateFileError, StreamCCAWarning
 from streamcca.moments import Moments
 from streamcca.pairing import Measure
-from streamcca.passes import PairPasses, bits_of
+from streamcca.passes import PairPasses, bits_of, values_of
 from streamcca.range_finder import RangeFinder
 from streamcca.results import CCAResult
 from streamcca.sketch import Sketch
@@ -27,19 +28,17 @@ from streamcca.sketch_state import (
 )
 from streamcca.sketch_views import (
     Blocks,
+    coordinate_moments,
     coordinates,
     correlate_cuts,
     cut,
     empty_sums,
     end_power_step,
     ready_for_replay,
-    size_of,
     take_over,
-    values_of,
 )
 from streamcca.sources import progress_bar
 from streamcca.subspace import Rule
-from streamcca.wide import AnyArray
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Job:
         self.ranks, self.threads, self.progress = ranks, threads, progress
         self.power, self._restarts = options.power, restarts
         self._saved = file.load()
-        x, y, types = _first_rows_of(passes)
+        x, y, types, self._library = _first_rows_of(passes)
         self.widths = (x, y)
         wanted = options.precision
         self.dtype = np.dtype(
@@ -87,7 +86,7 @@ class Job:
                 raise StateFileError(f"{file.path}: it belongs to another job ({known}); remove the file")
             self.config = known
         self.prints = RowPrints(self.widths)
-        self.views = [View(name, width) for name, width in zip("xy", self.widths, strict=True)]
+        self.views = [View(name, width, self._library) for name, width in zip("xy", self.widths, strict=True)]
         self.n = 0
         self.first = 0
 
@@ -115,10 +114,11 @@ class Job:
 
     def _start(self) -> None:
         kind: Any = RangeFinder if self.options.range_finder else Sketch
+        device = "cpu" if self._library is np else "cuda"
         if self._saved is None:
-            starts = [kind(width, self.directions(i), self.dtype) for i, width in enumerate(self.widths)]
+            starts = [kind(width, self.directions(i), self.dtype, device) for i, width in enumerate(self.widths)]
         else:
-            starts = [kind.from_state_dict(part_of(self._saved, name)) for name in "xy"]
+            starts = [kind.from_state_dict(part_of(self._saved, name), device) for name in "xy"]
             self.prints.restore(self._saved["tensors"]["prints"])
             self._saved = None
         description = "range finder" if self.options.range_finder else "sketch"
@@ -127,7 +127,7 @@ class Job:
             for x, y in self.passes.batches(self.prints.rows):
                 for start, rows in zip(starts, (x, y), strict=True):
                     start.update(rows)
-                x, y = values_of(x), values_of(y)
+                x, y = self._values(x), self._values(y)
                 self.prints.remember(x, y)
                 bar.update(len(x))
                 if self.file.due:
@@ -145,16 +145,19 @@ class Job:
             raise InputError(f"the data hold {self.n} rows; expected at least 2")
         take_over(view, start, self.dtype, self.rule, self._value(side))
 
+    def _values(self, rows: Any) -> AnyArray:
+        return values_of(rows, "sketch", self._library)
+
     def _value(self, side: int) -> float:
         return (self.rule.x, self.rule.y)[side]
 
     def _blocks(self, first: int, description: str) -> Iterator[tuple[int, list[AnyArray]]]:
         """Centered rows of both views, a fixed number at a time, with the number of the row after them."""
-        blocks = Blocks(self.views, self.dtype, first)
+        blocks = Blocks(self.views, self.dtype, first, self._library)
         with progress_bar(self.progress, self.prints.rows, "row", description) as bar:
             bar.update(first)
             for batch in self.passes.batches(first):
-                x, y = (values_of(rows) for rows in batch)
+                x, y = (self._values(rows) for rows in batch)
                 self.prints.compare(blocks.rows + blocks.pending, x, y)
                 for block in blocks.add((x, y)):
                     yield blocks.rows, block
@@ -171,19 +174,22 @@ class Job:
                 wide.add_outer(total, wide.project(rows, view.parts), rows)
             if self.file.due:
                 self._save(
-                    step, at, {}, {f"sum.{view.name}": total for view, total in zip(self.views, sums, strict=True)}
+                    step,
+                    at,
+                    {},
+                    {f"sum.{view.name}": to_host(total) for view, total in zip(self.views, sums, strict=True)},
                 )
         self.first = 0
         for view, total in zip(self.views, sums, strict=True):
             if self.ranks:
                 for row in total:
-                    row[:] = self.ranks.sum(row.astype(np.float64))
+                    row[:] = self._library.asarray(self.ranks.sum(to_host(row).astype(np.float64)))
             end_power_step(view, total, last=step == self.power)
 
     def _replay(self) -> Moments:
         for view in self.views:
             ready_for_replay(view, self.dtype)
-        moments = Moments({view.name: size_of(view) for view in self.views}, precision="float64", threads=self.threads)
+        moments = coordinate_moments(self.views, threads=self.threads)
         if self._saved is not None and "moments" in self._saved["meta"]:
             moments.load_state_dict(part_of(self._saved, "moments"))
         for at, blocks in self._blocks(self.first, "replay"):
@@ -246,9 +252,10 @@ class Job:
         restore_views(self.views, meta["views"], tensors)
 
 
-def _first_rows_of(passes: PairPasses) -> tuple[int, int, set[str]]:
-    """Widths and types of both views, without reading more than a batch."""
+def _first_rows_of(passes: PairPasses) -> tuple[int, int, set[str], Library]:
+    """Widths and types of both views, without reading more than a batch; and the library that holds such rows."""
     for x, y in passes.batches():
-        found = [bits_of(rows, f"view {name!r}") for rows, name in ((x, "x"), (y, "y"))]
-        return found[0][0].shape[1], found[1][0].shape[1], {name for _, name in found}
+        library = library_for(x)
+        found = [bits_of(rows, f"view {name!r}", library) for rows, name in ((x, "x"), (y, "y"))]
+        return found[0][0].shape[1], found[1][0].shape[1], {name for _, name in found}, library
     raise InputError("the data hold no rows; expected at least 2")

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
+from streamcca.arrays import AnyArray, Library, to_host
 from streamcca.checkpoint import part_of
 from streamcca.errors import InputError, MemoryLimitError, NonFiniteError, StreamCCAWarning
 from streamcca.layers_checkpoint import LayersCheckpoint
 from streamcca.moments import Moments
+from streamcca.passes import values_of
 from streamcca.plan import Plan
 from streamcca.results import CCAResult
 from streamcca.sketch import Sketch
@@ -22,6 +24,7 @@ from streamcca.sketch_state import TooFewError, View, restore_views, views_state
 from streamcca.sketch_views import (
     Blocks,
     CutView,
+    coordinate_moments,
     coordinates,
     correlate_cuts,
     cut,
@@ -29,9 +32,7 @@ from streamcca.sketch_views import (
     end_power_step,
     ready_for_replay,
     say_too_few,
-    size_of,
     take_over,
-    values_of,
 )
 from streamcca.subspace import Rule
 from streamcca.sweep import BatchRows, Sweep
@@ -70,6 +71,8 @@ class LayerSketches:
         The pairs to be compared.
     threads : int, optional
         As in `Moments`.
+    library : module
+        NumPy, or CuPy where all of it shall be on a CUDA device.
     file : LayersCheckpoint
         Where the state is kept between batches; what an earlier attempt has left there is gone on from.
 
@@ -94,13 +97,15 @@ class LayerSketches:
         bill: Plan,
         pairs: list[tuple[str, str]],
         threads: int | None,
+        library: Library,
         file: LayersCheckpoint,
     ) -> None:
         self._sweep, self._rule, self._values, self._pairs = sweep, rule, dict(values), pairs
         self._sketching, self._bill, self._threads = sketching, bill, threads
         wanted = sketching.precision
         self.dtype = np.dtype(np.float64 if wanted == "float64" or (wanted == "auto" and double) else np.float32)
-        self._views = {name: View(name, width) for name, width in views.items()}
+        self._library, self._device = library, "cpu" if library is np else "cuda"
+        self._views = {name: View(name, width, library) for name, width in views.items()}
         widths, size = tuple(views.values()), self.dtype.itemsize
         self._directions = {
             name: min(width, sketching.directions or default_directions(rule, self._values[name], widths, size))
@@ -122,7 +127,7 @@ class LayerSketches:
 
     # ------------------------------------------------------------------ the checkpoint
 
-    def _save(self, batches: int, states: dict[str, Any], tensors: dict[str, wide.AnyArray]) -> None:
+    def _save(self, batches: int, states: dict[str, Any], tensors: dict[str, AnyArray]) -> None:
         known = [name for name in self._views if name not in self._starts]
         views = views_state(self._views[name] for name in known)
         meta = {
@@ -146,7 +151,8 @@ class LayerSketches:
         restore_views((self._views[name] for name in meta["known"]), meta["views"], saved["tensors"])
         self._begin(())
         self._starts = {
-            name: Sketch.from_state_dict(part_of(saved, f"sketch.{i}")) for i, name in enumerate(meta["sketched"])
+            name: Sketch.from_state_dict(part_of(saved, f"sketch.{i}"), self._device)
+            for i, name in enumerate(meta["sketched"])
         }
         self._left = saved if self._stage else None
 
@@ -178,7 +184,9 @@ class LayerSketches:
                 f"{need / 2**20:.1f} MiB, but {self._bill.limit_from} leaves {self._bill.memory_limit / 2**20:.1f} "
                 "MiB; keep fewer (rank=, or a lower share), take fewer directions=, or watch fewer layers"
             )
-        self._starts = {name: Sketch(self._views[name].width, self._directions[name], self.dtype) for name in names}
+        self._starts = {
+            name: Sketch(self._views[name].width, self._directions[name], self.dtype, self._device) for name in names
+        }
 
     def add(self, batch: BatchRows) -> None:
         """Sketch the rows of one batch."""
@@ -208,7 +216,7 @@ class LayerSketches:
                 return
             self._moments, self._cuts = None, {}
             for name in lacking:
-                self._views[name] = View(name, self._views[name].width)
+                self._views[name] = View(name, self._views[name].width, self._library)
             self._stage = 0
             self._begin(lacking)
 
@@ -252,12 +260,12 @@ class LayerSketches:
     def _each_block(
         self,
         views: list[View],
-        consume: Callable[[list[wide.AnyArray]], None],
+        consume: Callable[[list[AnyArray]], None],
         description: str,
-        state: Callable[[], tuple[dict[str, Any], dict[str, wide.AnyArray]]],
+        state: Callable[[], tuple[dict[str, Any], dict[str, AnyArray]]],
     ) -> None:
         """Run a pass of blocks of centered rows; `state` is what `consume` has made of them, to be kept."""
-        blocks = Blocks(views, self.dtype)
+        blocks = Blocks(views, self.dtype, library=self._library)
         if self._left is not None:
             blocks.wait([self._left["tensors"][f"wait.{view.name}"] for view in views])
             self._left = None
@@ -270,7 +278,7 @@ class LayerSketches:
                 self._save(batches, states, tensors | waiting)
 
         def add(batch: BatchRows) -> None:
-            for block in blocks.add([values_of(batch[view.name]) for view in views]):
+            for block in blocks.add([values_of(batch[view.name], "sketch", self._library) for view in views]):
                 consume(block)
 
         self._run(add, description, keep)
@@ -283,11 +291,11 @@ class LayerSketches:
             sums = [empty_sums(view, self.dtype, fresh=self._left is None) for view in views]
 
             def state(
-                sums: list[wide.AnyArray] = sums,
-            ) -> tuple[dict[str, Any], dict[str, wide.AnyArray]]:
-                return {}, {f"sum.{view.name}": total for view, total in zip(views, sums, strict=True)}
+                sums: list[AnyArray] = sums,
+            ) -> tuple[dict[str, Any], dict[str, AnyArray]]:
+                return {}, {f"sum.{view.name}": to_host(total) for view, total in zip(views, sums, strict=True)}
 
-            def add_up(block: list[wide.AnyArray], sums: list[wide.AnyArray] = sums) -> None:
+            def add_up(block: list[AnyArray], sums: list[AnyArray] = sums) -> None:
                 for view, total, rows in zip(views, sums, block, strict=True):
                     wide.add_outer(total, wide.project(rows, view.parts), rows)
 
@@ -302,16 +310,11 @@ class LayerSketches:
             if view.probes is None:
                 ready_for_replay(view, self.dtype)
         own = [(view.name, view.name) for view in views]
-        moments = Moments(
-            {view.name: size_of(view) for view in views},
-            pairs=own + self._pairs,
-            precision="float64",
-            threads=self._threads,
-        )
+        moments = coordinate_moments(views, own + self._pairs, self._threads)
         if self._left is not None:
             moments.load_state_dict(part_of(self._left, "moments"))
 
-        def project(block: list[wide.AnyArray]) -> None:
+        def project(block: list[AnyArray]) -> None:
             moments.update({view.name: coordinates(view, rows) for view, rows in zip(views, block, strict=True)})
 
         self._each_block(views, project, "replay", lambda: ({"moments": moments.state_dict()}, {}))
@@ -341,6 +344,6 @@ class LayerSketches:
 
 def _sketch(name: str, start: Sketch, rows: Any) -> None:
     try:
-        start.update(values_of(rows))
+        start.update(rows)
     except (InputError, NonFiniteError) as error:
         raise type(error)(f"view {name!r}: {error}") from None

@@ -10,9 +10,10 @@ import numpy as np
 
 from streamcca import _backend, wide
 from streamcca._backend import FloatArray
+from streamcca.arrays import AnyArray, Library, library_for
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.pairing import Measure, correlate
-from streamcca.passes import PairPasses, bits_of, widened
+from streamcca.passes import PairPasses, values_of
 from streamcca.range_finder import block_rows
 from streamcca.results import CCAResult
 from streamcca.ritz import Ritz
@@ -21,7 +22,6 @@ from streamcca.sketch_result import default_directions, finished
 from streamcca.sketch_state import TooFewError, View
 from streamcca.sources import progress_bar
 from streamcca.subspace import Rule, Truncated
-from streamcca.wide import AnyArray
 
 
 def joint_answer(
@@ -54,7 +54,8 @@ def joint_answer(
         raise InputError(f"the data hold {0 if sketch is None else sketch.n} rows; expected at least 2")
     sketch.finish()
     delta, kept = sketch.delta, sketch._kept[: sketch._filled]
-    views = [View("x", width, [kept[:, :width]]), View("y", sketch.width - width, [kept[:, width:]])]
+    halves = (kept[:, :width], kept[:, width:])
+    views = [View(name, half.shape[1], parts=[half]) for name, half in zip("xy", halves, strict=True)]
     traces = (float(sketch.variances[:width].sum()), float(sketch.variances[width:].sum()))
     found = [_principal(view, trace, sketch.n) for view, trace in zip(views, traces, strict=True)]
     ranks = [
@@ -73,14 +74,15 @@ def _joined(passes: PairPasses, precision: str) -> Iterator[tuple[AnyArray, int]
     """Rows of both views side by side, a fixed number at a time, and the width of the first."""
     block: AnyArray | None = None
     filled = width = 0
+    library: Library = None
     for x, y in passes.batches():
-        (x, x_type), (y, y_type) = bits_of(x, "view 'x'"), bits_of(y, "view 'y'")
-        x, y = (widened(a, t, np.float32) if t == "bfloat16" else a for a, t in ((x, x_type), (y, y_type)))
+        library = library or library_for(x)
+        x, y = values_of(x, "view 'x'", library), values_of(y, "view 'y'", library)
         if block is None:
-            double = precision == "float64" or (precision == "auto" and "float64" in (x_type, y_type))
+            double = precision == "float64" or (precision == "auto" and np.float64 in (x.dtype, y.dtype))
             dtype: Any = np.float64 if double else np.float32
             width = x.shape[1]
-            block = np.empty((block_rows(width + y.shape[1], dtype().itemsize), width + y.shape[1]), dtype=dtype)
+            block = library.empty((block_rows(width + y.shape[1], dtype().itemsize), width + y.shape[1]), dtype=dtype)
         if x.shape[1] != width or y.shape[1] != block.shape[1] - width:
             raise InputError(
                 f"sketch: got rows of {x.shape[1]} and {y.shape[1]} neurons, expected {width} and "

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca.arrays import AnyArray, Library, library_of, to_host
 from streamcca.errors import ReplayError
 from streamcca.moments import Moments
-from streamcca.wide import AnyArray
 
 _COLUMNS_LOOKED_AT = 256
 _SAME = 1e-5  # as in sweep: noise of a nondeterministic kernel is far below, other rows far above
@@ -34,6 +34,7 @@ class View:
 
     name: str
     width: int
+    library: Library = np  # whose arrays these are
     parts: list[AnyArray] = field(default_factory=list)
     spare: AnyArray | None = None
     center: AnyArray | None = None
@@ -49,8 +50,8 @@ def views_state(views: Iterable[View]) -> dict[str, Any]:
     for view in views:
         cap = view.cap if np.isfinite(view.cap) else None
         meta.append({"trace": view.trace, "cap": cap, "parts": len(view.parts)})
-        tensors[f"center.{view.name}"] = view.center
-        tensors |= {f"part.{view.name}.{i}": part for i, part in enumerate(view.parts)}
+        tensors[f"center.{view.name}"] = to_host(view.center)
+        tensors |= {f"part.{view.name}.{i}": to_host(part) for i, part in enumerate(view.parts)}
     return {"meta": meta, "tensors": tensors}
 
 
@@ -59,10 +60,10 @@ def restore_views(views: Iterable[View], meta: Iterable[Mapping[str, Any]], tens
     for view, known in zip(views, meta, strict=True):
         view.trace = known["trace"]
         view.cap = float("inf") if known["cap"] is None else known["cap"]
-        view.center = tensors[f"center.{view.name}"]
-        view.parts = [tensors[f"part.{view.name}.{i}"] for i in range(known["parts"])]
+        view.center = view.library.asarray(tensors[f"center.{view.name}"])
+        view.parts = [view.library.asarray(tensors[f"part.{view.name}.{i}"]) for i in range(known["parts"])]
         if f"sum.{view.name}" in tensors:
-            view.spare = tensors[f"sum.{view.name}"]
+            view.spare = view.library.asarray(tensors[f"sum.{view.name}"])
 
 
 class RowPrints:
@@ -77,9 +78,10 @@ class RowPrints:
         prints, sizes = [], []
         for rows, step in zip((x, y), self._steps, strict=True):
             some = rows[:, ::step].astype(np.float64)
-            some *= 1.5 + np.cos(np.arange(some.shape[1]))  # columns that change places are other rows
-            prints.append(some.sum(axis=1))
-            sizes.append(np.abs(some).sum(axis=1))
+            # Columns that change places are other rows.
+            some *= library_of(rows).asarray(1.5 + np.cos(np.arange(some.shape[1])))
+            prints.append(to_host(some.sum(axis=1)))
+            sizes.append(to_host(np.abs(some).sum(axis=1)))
         return np.stack(prints, axis=1), np.stack(sizes, axis=1)
 
     def remember(self, x: AnyArray, y: AnyArray) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 
 from streamcca import wide
 from streamcca._backend import FloatArray
+from streamcca.arrays import AnyArray, Library, device_name, to_host
 from streamcca.errors import AccuracyError, InputError, StreamCCAWarning
 from streamcca.moments import Moments
 from streamcca.pairing import REFUSE_ABOVE, Measure, correlate
-from streamcca.passes import bits_of, widened
 from streamcca.range_finder import block_rows
 from streamcca.results import CCAResult
 from streamcca.ritz import PROBES, Noise, Ritz, moved_by_others, noise_of, ritz_of, share_choice, truncated
@@ -21,7 +21,6 @@ from streamcca.sketch import Sketch
 from streamcca.sketch_result import REMEDY, finished
 from streamcca.sketch_state import TooFewError, View
 from streamcca.subspace import Rule, Truncated
-from streamcca.wide import AnyArray
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ class Blocks:
         Rows that wait for their block to be full.
     """
 
-    def __init__(self, views: Sequence[View], dtype: Any, first: int = 0) -> None:
-        self._views, self._dtype = list(views), np.dtype(dtype)
+    def __init__(self, views: Sequence[View], dtype: Any, first: int = 0, library: Library = np) -> None:
+        self._views, self._dtype, self._library = list(views), np.dtype(dtype), library
         self._count = block_rows(max(view.width for view in views), self._dtype.itemsize)
-        self._blocks = [np.empty((self._count, view.width), dtype=self._dtype) for view in views]
+        self._blocks: list[AnyArray] = [library.empty((self._count, view.width), dtype=self._dtype) for view in views]
         self.rows, self.pending = first, 0
 
     def add(self, batch: Sequence[AnyArray]) -> Iterator[list[AnyArray]]:
@@ -67,7 +66,7 @@ class Blocks:
             for view, block, rows in zip(self._views, self._blocks, batch, strict=True):
                 assert view.center is not None  # noqa: S101 - since the first pass
                 to = block[self.pending : self.pending + some]
-                np.subtract(rows[done : done + some], view.center, out=to, casting="same_kind")
+                np.subtract(rows[done : done + some], view.center, out=to)
             self.pending, done = self.pending + some, done + some
             if self.pending == self._count:
                 yield self._handed_out()
@@ -78,25 +77,19 @@ class Blocks:
             yield self._handed_out()
 
     def waiting(self) -> list[AnyArray]:
-        """Return the rows of each view that wait, centered; views of memory that changes."""
-        return [block[: self.pending] for block in self._blocks]
+        """Return the rows of each view that wait, centered, on the CPU; views of memory that changes."""
+        return [to_host(block[: self.pending]) for block in self._blocks]
 
     def wait(self, waiting: Sequence[AnyArray]) -> None:
         """Take what `waiting` returned, before any batch: blocks are then those of a pass that was not broken off."""
         self.pending = len(waiting[0])
         for block, rows in zip(self._blocks, waiting, strict=True):
-            block[: self.pending] = rows
+            block[: self.pending] = self._library.asarray(rows)
 
     def _handed_out(self) -> list[AnyArray]:
         count, self.pending = self.pending, 0
         self.rows += count
         return [block[:count] for block in self._blocks]
-
-
-def values_of(rows: Any) -> AnyArray:
-    """Return rows as NumPy numbers; bfloat16 as float32."""
-    bits, name = bits_of(rows, "sketch")
-    return widened(bits, name, np.float32) if name == "bfloat16" else bits
 
 
 def take_over(view: View, start: Any, dtype: Any, rule: Rule, value: float) -> None:
@@ -108,7 +101,7 @@ def take_over(view: View, start: Any, dtype: Any, rule: Rule, value: float) -> N
         Even the upper bounds of the leading eigenvalues do not reach the share.
     """
     view.trace = start.trace
-    view.center = start.mean.astype(dtype)
+    view.center = view.library.asarray(start.mean.astype(dtype))
     if isinstance(start, Sketch):
         start.finish()
         values, view.cap = start.certificate()
@@ -134,7 +127,7 @@ def empty_sums(view: View, dtype: Any, fresh: bool = True) -> AnyArray:
     """Return where a power step adds up, in the view's spare memory where it has any; as it is if not `fresh`."""
     count = sum(map(len, view.parts))
     if view.spare is None or len(view.spare) < count:
-        view.spare = np.zeros((count, view.width), dtype=dtype)
+        view.spare = view.library.zeros((count, view.width), dtype=dtype)
     elif fresh:
         view.spare[:] = 0
     return view.spare[:count]
@@ -159,10 +152,10 @@ def ready_for_replay(view: View, dtype: Any) -> None:
     Were that left in, digits would cancel later.
     """
     view.spare = None
-    view.probes = np.empty((PROBES, view.width), dtype=dtype)
+    view.probes = view.library.empty((PROBES, view.width), dtype=dtype)
     for i, tile in enumerate(wide.tiles(view.width)):
         signs = np.random.default_rng([view.width, i]).integers(0, 2, view.probes[:, tile].shape)
-        view.probes[:, tile] = 2.0 * signs - 1
+        view.probes[:, tile] = view.library.asarray(2.0 * signs - 1)
     inside = wide.project(view.probes, view.parts)
     first = 0
     for part in view.parts:
@@ -172,8 +165,14 @@ def ready_for_replay(view: View, dtype: Any) -> None:
 
 
 def coordinates(view: View, rows: AnyArray) -> FloatArray:
-    """Return centered rows as coordinates in the basis, and probes."""
+    """Return centered rows as coordinates in the basis, and probes; where the rows are."""
     return wide.project(rows, _basis_and_probes(view))
+
+
+def coordinate_moments(views: Sequence[View], pairs: Any = "all", threads: int | None = None) -> Moments:
+    """Return moments of what `coordinates` gives of views, where their bases are."""
+    sizes = {view.name: size_of(view) for view in views}
+    return Moments(sizes, pairs, "float64", device=device_name(views[0].parts[0]), threads=threads)
 
 
 def size_of(view: View) -> int:
@@ -213,7 +212,7 @@ def _mean(view: View, side: Ritz, moments: Moments) -> FloatArray:
     """Mean row: what was subtracted has the rows' type, and what is left of it along the basis was counted."""
     assert view.center is not None  # noqa: S101 - since the first pass
     left = side.to_ritz @ (side.to_ritz.T @ moments.mean(view.name)[: len(side.values)])
-    return view.center.astype(np.float64) + wide.expand(view.parts, left[:, None])[:, 0]
+    return to_host(view.center).astype(np.float64) + wide.expand(view.parts, left[:, None])[:, 0]
 
 
 def _choose(

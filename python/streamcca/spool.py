@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from streamcca.arrays import AnyArray
 from streamcca.errors import InputError, StateFileError, StorageError
-from streamcca.passes import AnyArray, PairPasses, bits_of
+from streamcca.passes import PairPasses, bits_of
 from streamcca.sources import ArraySource, NpyFile, RowSource, progress_bar
 from streamcca.store import remove_unfinished, write_atomically
 

@@ -1,21 +1,21 @@
 """Products of matrices with few rows and very many columns: what the sketch and its replay are made of.
 
 Rows are directions or samples, columns are neurons; a matrix may lie in several parts, one below the other. Nothing
-here has the size of neurons times neurons.
+here has the size of neurons times neurons. Where the rows are on a CUDA device they stay there, as arrays of CuPy.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from streamcca._backend import FloatArray
+from streamcca.arrays import AnyArray, device_name, library_of, to_host
 from streamcca.errors import NonFiniteError
 from streamcca.moments import Moments
-
-AnyArray = np.ndarray[Any, Any]
 
 # Columns that are worked on at a time: some hundred rows of them fit the caches of two cores.
 TILE = 8192
@@ -53,7 +53,10 @@ def gram(parts: Sequence[AnyArray], threads: int | None = None) -> tuple[FloatAr
     precision: Any = products_of(parts[0].dtype, width)
     names = [str(i) for i in range(len(parts))]
     moments = Moments(
-        {name: len(part) for name, part in zip(names, parts, strict=True)}, precision=precision, threads=threads
+        {name: len(part) for name, part in zip(names, parts, strict=True)},
+        precision=precision,
+        device=device_name(parts[0]),
+        threads=threads,
     )
     for tile in tiles(width):
         moments.update({name: part[:, tile].T for name, part in zip(names, parts, strict=True)})
@@ -82,19 +85,21 @@ def combine(coefficients: FloatArray, parts: Sequence[AnyArray], out: AnyArray) 
     parts = [part for part in parts if len(part)]
     width, count = parts[0].shape[1], len(coefficients)
     narrow = products_of(parts[0].dtype, width) == "float32"
-    factors = coefficients.astype(np.float32) if narrow else coefficients
-    seen = 0.0
+    library = library_of(out)
+    exact_factors = library.asarray(coefficients)
+    factors = exact_factors.astype(np.float32) if narrow else exact_factors
+    seen: Any = 0.0
     for tile in tiles(width):
         stacked = np.concatenate([part[:, tile] for part in parts], axis=0)
         if narrow:
             result = factors @ stacked
-            exact = coefficients @ stacked[:, ::_SAMPLED].astype(np.float64)
-            seen += float(np.square(result[:, ::_SAMPLED] - exact).sum()) * 4 * _SAMPLED
+            exact = exact_factors @ stacked[:, ::_SAMPLED].astype(np.float64)
+            seen += np.square(result[:, ::_SAMPLED] - exact).sum() * 4 * _SAMPLED
         else:
             result = factors @ stacked.astype(np.float64)
-            seen += unit_roundoff(out.dtype) ** 2 * float(np.square(result).sum())
+            seen += unit_roundoff(out.dtype) ** 2 * np.square(result).sum()
         out[:count, tile] = result
-    return float(seen**0.5)
+    return math.sqrt(float(seen))
 
 
 def orthonormalize(parts: Sequence[AnyArray], tolerance: float) -> list[AnyArray]:
@@ -140,10 +145,10 @@ def deflate(rows: AnyArray, parts: Sequence[AnyArray], tolerance: float) -> AnyA
 
 
 def _lengths(rows: AnyArray) -> FloatArray:
-    squares = np.zeros(len(rows))
+    squares = library_of(rows).zeros(len(rows))
     for tile in tiles(rows.shape[1]):
         squares += np.square(rows[:, tile].astype(np.float64)).sum(axis=1)
-    return np.sqrt(squares)
+    return np.sqrt(to_host(squares))
 
 
 def first_rows(parts: Sequence[AnyArray], count: int) -> list[AnyArray]:
@@ -158,8 +163,9 @@ def first_rows(parts: Sequence[AnyArray], count: int) -> list[AnyArray]:
 
 def combine_in_place(coefficients: FloatArray, parts: Sequence[AnyArray]) -> None:
     """As `combine`, into the parts themselves."""
+    factors = library_of(parts[0]).asarray(coefficients)
     for tile in tiles(parts[0].shape[1]):
-        result = coefficients @ np.concatenate([part[:, tile] for part in parts], axis=0).astype(np.float64)
+        result = factors @ np.concatenate([part[:, tile] for part in parts], axis=0).astype(np.float64)
         first = 0
         for part in parts:
             count = max(0, min(len(part), len(result) - first))
@@ -169,7 +175,7 @@ def combine_in_place(coefficients: FloatArray, parts: Sequence[AnyArray]) -> Non
 
 def project(rows: AnyArray, parts: Sequence[AnyArray]) -> FloatArray:
     """Return rows @ (the rows of all parts)', float64: products in the rows' type, sums of tiles in float64."""
-    result = np.zeros((len(rows), sum(len(part) for part in parts)))
+    result: FloatArray = library_of(rows).zeros((len(rows), sum(len(part) for part in parts)))
     for tile in tiles(rows.shape[1]):
         some = rows[:, tile]
         first = 0
@@ -195,11 +201,12 @@ def check_finite(values: AnyArray, dtype: Any, where: str) -> None:
     """
     limit = float(np.finfo(dtype).max)
     narrower = values.dtype.itemsize > np.dtype(dtype).itemsize
-    if np.isfinite(values.sum(axis=1, dtype=np.float64)).all() and not (
-        narrower and np.abs(values).max(initial=0) > limit
+    if not values.size or (
+        bool(np.isfinite(values.sum(axis=1, dtype=np.float64)).all())
+        and not (narrower and bool(np.abs(values).max() > limit))
     ):
         return
-    bad = np.flatnonzero(~(np.abs(values).max(axis=1) <= limit))
+    bad = np.flatnonzero(~(to_host(np.abs(values).max(axis=1)) <= limit))
     if len(bad):  # else finite numbers whose sum is not
         raise NonFiniteError(
             f"{where}: row {bad[0]} of the batch holds NaN, infinity or what {np.dtype(dtype)} cannot hold; leave it "
@@ -208,8 +215,9 @@ def check_finite(values: AnyArray, dtype: Any, where: str) -> None:
 
 
 def expand(parts: Sequence[AnyArray], coefficients: FloatArray) -> FloatArray:
-    """Return (the rows of all parts)' @ coefficients, (columns, m) in float64."""
-    result = np.empty((parts[0].shape[1], coefficients.shape[1]))
+    """Return (the rows of all parts)' @ coefficients, (columns, m) in float64, on the CPU."""
+    result, factors = np.empty((parts[0].shape[1], coefficients.shape[1])), library_of(parts[0]).asarray(coefficients)
     for tile in tiles(len(result)):
-        result[tile] = np.concatenate([part[:, tile] for part in parts], axis=0).astype(np.float64).T @ coefficients
+        some = np.concatenate([part[:, tile] for part in parts], axis=0).astype(np.float64)
+        result[tile] = to_host(some.T @ factors)
     return result
