@@ -5,13 +5,15 @@ Names and habits were compared with CuPy 14.2: 0-d results stay arrays, new memo
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import sys
 import types
 
 import numpy as np
 
-_FUNCTIONS = {np.concatenate, np.zeros_like, np.diag, np.outer, np.cumsum, np.linalg.norm, np.triu, np.where}
+_FUNCTIONS = {np.concatenate, np.zeros_like, np.diag, np.outer, np.cumsum, np.linalg.norm, np.triu, np.where, np.vdot}
 
 
 def _inside(value):
@@ -35,6 +37,10 @@ def _method(name):
         return _outside(getattr(self._values, name)(*_inside(args), **{k: _inside(v) for k, v in kwargs.items()}))
 
     return method
+
+
+class _Device(contextlib.nullcontext):
+    id = 0
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -96,7 +102,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def T(self):
         return ndarray(self._values.T)
 
-    device = types.SimpleNamespace(id=0)
+    device = _Device()
     shape, dtype, ndim, size, itemsize, nbytes = (
         property(functools.partial(lambda name, self: getattr(self._values, name), name))
         for name in ("shape", "dtype", "ndim", "size", "itemsize", "nbytes")
@@ -129,7 +135,33 @@ def empty(shape, dtype=float, order="C"):
 
 
 def from_dlpack(value):
-    return ndarray(value._values if isinstance(value, ndarray) else np.from_dlpack(value))
+    if isinstance(value, ndarray):
+        return value
+    shared = np.from_dlpack(value)  # which may not be written to; CuPy's arrays know no such thing
+    first, last = np.lib.array_utils.byte_bounds(shared)
+    memory = (ctypes.c_byte * (last - first)).from_address(first)
+    memory.owner = shared
+    return ndarray(np.ndarray(shared.shape, shared.dtype, memory, shared.ctypes.data - first, shared.strides))
+
+
+_RAISES = []
+
+
+@contextlib.contextmanager
+def _errstate(linalg):
+    _RAISES.append(linalg == "raise")
+    yield
+    _RAISES.pop()
+
+
+def _cholesky(a):
+    """As CuPy's: without `errstate` a failure passes unseen."""
+    try:
+        return _outside(np.linalg.cholesky(_inside(a)))
+    except np.linalg.LinAlgError:
+        if _RAISES and _RAISES[-1]:
+            raise
+        return empty(a.shape)
 
 
 class CUDARuntimeError(RuntimeError):
@@ -143,7 +175,10 @@ def install(monkeypatch):
     module = sys.modules[__name__]
     module.linalg = types.SimpleNamespace(
         qr=lambda a, mode: _outside(np.linalg.qr(_inside(a), mode=mode)),
+        eigh=lambda a: _outside(tuple(np.linalg.eigh(_inside(a)))),
+        cholesky=_cholesky,
     )
+    monkeypatch.setitem(sys.modules, "cupyx", types.SimpleNamespace(errstate=_errstate))
     module.cuda = types.SimpleNamespace(
         runtime=runtime, Device=lambda: ndarray.device, get_current_stream=lambda: stream
     )

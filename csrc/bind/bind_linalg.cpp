@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "bind/arrays.h"
 #include "bind/module.h"
+#include "bind/operands.h"
 #include "core/error.h"
 #include "linalg/cca.h"
 #include "linalg/truncate.h"
@@ -81,11 +83,25 @@ void check_shape(bool fits, const char* what) {
 TruncatedView truncate_array(const DoubleArray& covariance, double relative, double rows, const DoubleArray& raw, const std::string& rule,
                              double value, double ridge) {
   check_shape(covariance.ndim() == 2 && covariance.shape(0) == covariance.shape(1) && raw.size() == covariance.shape(0), "truncate");
-  Matrix c = to_matrix(covariance);
+  DenseSymmetric c(lapack(), to_matrix(covariance));
+  std::vector<double> diagonal;
+  for (py::ssize_t i = 0; i < covariance.shape(0); ++i) diagonal.push_back(covariance.at(i, i));
   const Rule parsed{parse_rule(rule), value};
   CovarianceError error{relative, rows, to_vector(raw)};
   const py::gil_scoped_release release;
-  return truncate(lapack(), std::move(c), std::move(error), parsed, ridge);
+  return truncate(lapack(), &c, std::move(diagonal), std::move(error), parsed, ridge);
+}
+
+// The same of a covariance that lies elsewhere: see operands.h.
+TruncatedView truncate_operand(const py::object& covariance, const DoubleArray& diagonal, double relative, double rows,
+                               const DoubleArray& raw, const std::string& rule, double value, double ridge) {
+  check_shape(raw.size() == diagonal.size(), "truncate");
+  SymmetricOperand c(covariance, static_cast<std::size_t>(diagonal.size()));
+  const Rule parsed{parse_rule(rule), value};
+  CovarianceError error{relative, rows, to_vector(raw)};
+  std::vector<double> variances = to_vector(diagonal);
+  const py::gil_scoped_release release;
+  return truncate(lapack(), &c, std::move(variances), std::move(error), parsed, ridge);
 }
 
 // `kept`: `cross` is the kx x ky covariance of projections, not the dx x dy one of the neurons.
@@ -94,7 +110,14 @@ Canonical correlate_views(const TruncatedView& x, const TruncatedView& y, const 
   check_shape(cross.ndim() == 2 && cross.shape(0) == size(x) && cross.shape(1) == size(y), "canonical");
   Matrix matrix = to_matrix(cross);
   const py::gil_scoped_release release;
-  return kept ? canonical_kept(lapack(), x, y, std::move(matrix)) : canonical(lapack(), x, y, std::move(matrix));
+  if (kept) return canonical_kept(lapack(), x, y, std::move(matrix));
+  return canonical(lapack(), x, y, std::make_shared<DenseCross>(lapack(), std::move(matrix)));
+}
+
+Canonical correlate_operand(const TruncatedView& x, const TruncatedView& y, const py::object& cross) {
+  auto operand = std::make_shared<CrossOperand>(cross);
+  const py::gil_scoped_release release;
+  return canonical(lapack(), x, y, std::move(operand));
 }
 
 // `side` "" weighs all correlations alike (CCA, SVCCA); "x" or "y" by projection (PWCCA).
@@ -169,6 +192,9 @@ void bind_linalg(py::module_& m) {
   m.def("load_lapack", &load_lapack, py::arg("capsules"));
   m.def("truncate", &truncate_array, py::arg("covariance"), py::arg("relative"), py::arg("rows"), py::arg("raw"), py::arg("rule"),
         py::arg("value"), py::arg("ridge"));
+  m.def("truncate_operand", &truncate_operand, py::arg("covariance"), py::arg("diagonal"), py::arg("relative"), py::arg("rows"),
+        py::arg("raw"), py::arg("rule"), py::arg("value"), py::arg("ridge"));
+  m.def("canonical_operand", &correlate_operand, py::arg("x"), py::arg("y"), py::arg("cross"));
   py::class_<Canonical>(m, "Canonical");
   m.def("canonical", &correlate_views, py::arg("x"), py::arg("y"), py::arg("cross"), py::arg("kept"));
   m.def("compare", &compare_views, py::arg("x"), py::arg("y"), py::arg("found"), py::arg("side"));

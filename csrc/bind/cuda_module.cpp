@@ -222,6 +222,16 @@ PYBIND11_MODULE(_cuda, m) {
       .def("restore", &restore, py::arg("state"))
       .def("covariance", &covariance, py::arg("pair"), py::arg("ddof"), py::arg("stream"))
       .def("tiles", &tiles)
+      .def_property_readonly("settled", py::cpp_function(&cuda::Accumulator::settled, Released()))
+      .def(
+          "mean", [](cuda::Accumulator& self, std::size_t view) { return to_array(self.mean(view)); }, py::arg("view"))
+      .def(
+          "uncertainty",
+          [](cuda::Accumulator& self, std::size_t pair, double ddof) {
+            Uncertainty u = self.uncertainty(pair, ddof);
+            return py::make_tuple(u.relative, u.rows, to_array(std::move(u.raw)));
+          },
+          py::arg("pair"), py::arg("ddof"))
       .def("tasks",
            [](const cuda::Accumulator& self) {
              std::vector<std::pair<std::uint32_t, std::uint32_t>> result;

@@ -17,20 +17,13 @@
 
 #include "core/rows.h"
 #include "core/schedule.h"
+#include "core/uncertainty.h"
 #include "cpu/moment_store.h"
 #include "cpu/row_filter.h"
 
 namespace streamcca {
 
 enum class Precision { automatic, f32, f64 };
-
-// What rounding may have done to second moments: independent errors of standard deviation
-// relative * sqrt(raw_i raw_j) in entry (i, j) (docs/numerics.md).
-struct Uncertainty {
-  double relative = 0;
-  double rows = 0;          // unit roundoff of the finest rows: what the data themselves resolve
-  std::vector<double> raw;  // uncentered second moments, raised where more was observed
-};
 
 // Everything that a state file holds. `moments` of a view with itself are a packed upper triangle.
 struct State {
@@ -126,7 +119,6 @@ class Accumulator {
   void assign(const Accumulator& other);
   std::size_t accounted_rows() const;
   double rounding_with_pending() const;
-  void observe_rounding(const double* diagonal, std::size_t stride, const double* squares, double divisor, Uncertainty* uncertainty) const;
   void choose_shift_of_head(PerView* shift) const;
   // Calls use(store, shift), with a temporary store as long as the rows are all in the head.
   template <class Use>

@@ -68,7 +68,10 @@ void Accumulator::covariance(std::size_t pair, double ddof, double* out, Uncerta
     store.read_columns(row_view, true, row_sums.data(), squares.data());
     store.read_columns(col_view, true, col_sums.data(), squares.data());
     const double divisor = weight_ - ddof;
-    if (uncertainty && row_view == col_view) observe_rounding(out, width + 1, squares.data(), divisor, uncertainty);
+    if (uncertainty && row_view == col_view) {
+      *uncertainty = observe_rounding({out, width + 1, squares.data(), width, rounding_with_pending() / square(weight_), divisor,
+                                       static_cast<double>(rows_), smallest_step(products_), row_unit_});
+    }
     for (double& sum : col_sums) sum /= weight_;
     const bool symmetric = row_view == col_view;
     const int threads = reading_threads(height * width);
@@ -81,31 +84,6 @@ void Accumulator::covariance(std::size_t pair, double ddof, double* out, Uncerta
     }
     if (symmetric) mirror(out, width, threads);
   });
-}
-
-// The model assumes that roundings are independent. Rows that repeat, few distinct values and heavy tails
-// break that, so the error of the diagonal is measured against the squares summed in float64, and what was
-// observed counts where it is more: its root mean square for all neurons, its size for the neuron itself.
-void Accumulator::observe_rounding(const double* diagonal, std::size_t stride, const double* squares, double divisor,
-                                   Uncertainty* uncertainty) const {
-  const std::size_t width = uncertainty->raw.size();
-  std::vector<double> observed(width, 0.0);
-  double total = 0, live = 0;
-  for (std::size_t i = 0; i < width; ++i) {
-    if (!(squares[i] > 0)) continue;
-    observed[i] = std::fabs(diagonal[i * stride] - squares[i]) / squares[i];
-    total += square(observed[i]);
-    ++live;
-  }
-  const double model = rounding_with_pending() / square(weight_) + square(2 * kUnit64);
-  const double relative = std::sqrt(std::max(model, live > 0 ? total / live : 0.0));
-  // Products below the smallest normal number lose digits that no relative error speaks of.
-  const double underflow = smallest_step(products_) * static_cast<double>(rows_) / divisor / relative;
-  for (std::size_t i = 0; i < width; ++i) {
-    uncertainty->raw[i] = std::max(squares[i] / divisor * std::max(1.0, observed[i] / relative), underflow);
-  }
-  uncertainty->relative = relative;
-  uncertainty->rows = row_unit_;
 }
 
 std::uint64_t Accumulator::rows() const {

@@ -29,7 +29,7 @@ enum class Products { f32, f64 };
 
 constexpr double unit_roundoff(Products products) { return products == Products::f32 ? kUnit32 : kUnit64; }
 // Distance between the smallest numbers: the absolute error that underflow can add to a product.
-constexpr double smallest_step(Products products) { return products == Products::f32 ? 1.401298464324817e-45 : 4.9406564584124654e-324; }
+constexpr double smallest_step(Products products) { return products == Products::f32 ? kSmallestStep32 : kSmallestStep64; }
 
 // Rows that the shift is chosen from, and whose rounding is accounted for at once (or those of a block, if fewer).
 constexpr std::size_t kHeadRows = 256;

@@ -18,6 +18,7 @@
 
 #include "core/rows.h"
 #include "core/schedule.h"
+#include "core/uncertainty.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
 #include "cuda/uploads.h"
@@ -78,6 +79,10 @@ class Accumulator {
   const std::vector<Task>& tasks() const { return tasks_; }
   // The covariance of a pair with all rows so far, row-major, in new memory on the device; `stream` may use it at once.
   SharedBuffer covariance(std::size_t pair, double ddof, Stream stream);
+  // Of moments that have a shift, from a few numbers a column: the mean row of a view, and what rounding did to a view's own pair.
+  bool settled();
+  std::vector<double> mean(std::size_t view);
+  Uncertainty uncertainty(std::size_t pair, double ddof);
   // Later work of `stream` waits for what was launched here.
   void hold_back(Stream stream);
 
@@ -113,6 +118,7 @@ class Accumulator {
   // Tiles of a pair with all rows: the state's own where no rows are pending, else a copy with them.
   std::pair<double*, Buffer> tiles_with_pending(std::size_t pair);
   Buffer columns_with_pending();
+  std::vector<double> fetch(const double* from, std::size_t count) const;
   std::size_t first_column(std::size_t view) const { return schedule_.first_group(view) * kTile; }
   std::size_t columns() const { return schedule_.groups() * kTile; }
 

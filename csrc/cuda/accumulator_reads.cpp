@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "core/units.h"
 #include "cuda/accumulator.h"
 
 namespace streamcca::cuda {
@@ -111,6 +112,51 @@ Buffer Accumulator::columns_with_pending() {
   return sums;
 }
 
+std::vector<double> Accumulator::fetch(const double* from, std::size_t count) const {
+  std::vector<double> values(count);
+  copy(values.data(), from, count * sizeof(double), stream_);
+  wait_for(stream_);
+  return values;
+}
+
+bool Accumulator::settled() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  resolve();
+  return now_.settled;
+}
+
+std::vector<double> Accumulator::mean(std::size_t view) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  resolve();
+  const OnDevice on(options_.device);
+  const Buffer columns = columns_with_pending();
+  const std::size_t first = first_column(view), width = views_[view].width;
+  std::vector<double> mean = fetch(shift_.as<double>() + first, width);
+  const std::vector<double> sums = fetch(columns.as<double>() + first, width);
+  for (std::size_t c = 0; c < width; ++c) mean[c] += sums[c] / (now_.weight - seen_.skipped_weight);
+  return mean;
+}
+
+Uncertainty Accumulator::uncertainty(std::size_t pair, double ddof) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  resolve();
+  const OnDevice on(options_.device);
+  const std::size_t view = pairs_[pair].row_view, width = views_[view].width, across = (width + kTile - 1) / kTile;
+  const Buffer sums = columns_with_pending();
+  const std::vector<double> squares = fetch(sums.as<double>() + columns() + first_column(view), width);
+  const auto [tiles, scratch] = tiles_with_pending(pair);
+  std::vector<double> diagonal;
+  for (std::size_t t = 0; t < across; ++t) {
+    const std::vector<double> tile = fetch(tiles + places_[pair][t * across + t] * kTileSize, kTileSize);
+    for (std::size_t c = 0; c < kTile && diagonal.size() < width; ++c) diagonal.push_back(tile[c * (kTile + 1)]);
+  }
+  const double weight = now_.weight - seen_.skipped_weight;
+  const double rounding = now_.rounding + block_variance(static_cast<double>(now_.fill), now_.block_weight, now_.weight);
+  const double step = now_.products == Products::f32 ? kSmallestStep32 : kSmallestStep64;
+  return observe_rounding({diagonal.data(), 1, squares.data(), width, rounding / (weight * weight), weight - ddof,
+                           static_cast<double>(now_.slots - seen_.skipped), step, now_.row_unit});
+}
+
 Snapshot Accumulator::save() {
   const std::lock_guard<std::mutex> lock(mutex_);
   resolve();
@@ -126,12 +172,6 @@ Snapshot Accumulator::save() {
   s.pending.resize(views_.size());
   if (!now_.started) return s;
   const OnDevice on(options_.device);
-  const auto fetch = [&](const double* from, std::size_t count) {
-    std::vector<double> values(count);
-    copy(values.data(), from, count * sizeof(double), stream_);
-    wait_for(stream_);
-    return values;
-  };
   if (!now_.settled) {
     const std::vector<double> head = fetch(head_.as<double>(), now_.fill * columns()), roots = fetch(head_roots_.as<double>(), now_.fill);
     for (std::size_t k = 0; k < now_.fill; ++k) {

@@ -8,6 +8,7 @@ set(cuda_kernels
 set(cuda_host
   csrc/core/rows.cpp
   csrc/core/schedule.cpp
+  csrc/core/uncertainty.cpp
   csrc/cuda/accumulator.cpp
   csrc/cuda/accumulator_reads.cpp
   csrc/bind/bind_errors.cpp

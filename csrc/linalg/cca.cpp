@@ -72,20 +72,18 @@ Matrix loadings(const Lapack& lapack, const TruncatedView& view, const Matrix& c
   return result;
 }
 
-Canonical canonical(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross) {
-  scale_rows(&cross, inverse_or_zero(x.scale));
-  scale_columns(&cross, inverse_or_zero(y.scale));
-  Matrix kept = multiply(lapack, multiply_transposed(lapack, x.vectors, cross), y.vectors);
-  return {canonical_variates(lapack, x, y, std::move(kept)), std::move(cross), false};
+Canonical canonical(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, std::shared_ptr<CrossMatrix> cross) {
+  cross->scale(inverse_or_zero(x.scale), inverse_or_zero(y.scale));
+  return {canonical_variates(lapack, x, y, cross->project(x.vectors, y.vectors)), std::move(cross)};
 }
 
 Canonical canonical_kept(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix kept) {
-  return {canonical_variates(lapack, x, y, std::move(kept)), Matrix(), true};
+  return {canonical_variates(lapack, x, y, std::move(kept)), nullptr};
 }
 
 Comparison compare(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Canonical& found, MeanOver mean_over) {
   const Variates& v = found.variates;
-  const Matrix* cross = found.kept_only ? nullptr : &found.cross;
+  const CrossMatrix* cross = found.cross.get();
   Comparison result;
   ErrorBound bound;
   if (mean_over == MeanOver::correlations) {

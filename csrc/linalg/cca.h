@@ -1,8 +1,9 @@
 // Canonical correlation analysis of two truncated views, with projection weights and error bounds.
 #pragma once
+#include <memory>
 #include <vector>
 
-#include "linalg/lapack.h"
+#include "linalg/cross.h"
 #include "linalg/truncate.h"
 
 namespace streamcca {
@@ -33,12 +34,11 @@ struct Comparison {
 // What is found once of two views, however the mean weighs.
 struct Canonical {
   Variates variates;
-  Matrix cross;            // dx x dy, in working coordinates; for the error bound
-  bool kept_only = false;  // only the kept directions were paired: no `cross`
+  std::shared_ptr<const CrossMatrix> cross;  // dx x dy, in working coordinates; null where only the kept directions were paired
 };
 
-// `cross` is the dx x dy cross covariance in the neurons' own units.
-Canonical canonical(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, Matrix cross);
+// `cross` is the dx x dy cross covariance in the neurons' own units, and used up.
+Canonical canonical(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, std::shared_ptr<CrossMatrix> cross);
 
 // The same of the kx x ky covariance of the rows' projections on the kept directions, in working coordinates: what a
 // second pass over the rows gives without any d x d. The error bound is wider, by what the discarded directions could say.

@@ -74,13 +74,19 @@ double bounded_turn(const Side& side, const Variates& v, const std::vector<doubl
   return largest * side.view.next_eigenvalue * sum;
 }
 
+// What takes the other side's vectors to this one's neurons: the cross covariance, or its transpose; null if unknown.
+struct Across {
+  const CrossMatrix* cross = nullptr;
+  bool transposed = false;
+  Matrix operator()(const Matrix& block) const { return transposed ? cross->multiply_transposed(block) : cross->multiply(block); }
+};
+
 // Variance of the weighted mean through this side's own covariance. With E its error,
 //   d rho_i = -1/2 rho_i a_i' E a_i + (turn of the kept subspace),
 // where the turn moves a_i by V_rest C w_i, C_jp = v_j' E v_p / (lambda_p - lambda_j), and adds
 // (V_rest C w_i)' Sxy b_i. The gradient is  -1/2 A diag(share rho) A' + R diag(share) W' diag(1/gap) V',
 // R = (I - V V') Sxy B; using the gap to the first discarded direction for all j enlarges the turn.
-// `cross` has this side's neurons as rows; null if unknown.
-double own_variance(const Side& side, const Side& other, const Matrix* cross, const Variates& v, const std::vector<double>& shares,
+double own_variance(const Side& side, const Side& other, const Across& across, const Variates& v, const std::vector<double>& shares,
                     const std::vector<double>& size) {
   const Lapack& l = side.lapack;
   Matrix z = signs(side.view.width);
@@ -91,7 +97,7 @@ double own_variance(const Side& side, const Side& other, const Matrix* cross, co
   for (std::size_t i = 0; i < shares.size(); ++i) pull.push_back(-0.5 * shares[i] * v.correlations[i]);
   scale_rows(&within, pull);
   Matrix gradient = multiply(l, side.weights, within);
-  if (!cross) {
+  if (!across.cross) {
     scale_rows(&gradient, size);
     const double turn = bounded_turn(side, v, shares, inverse_gaps, size);
     return 2 * square(std::sqrt(sum_of_squares(gradient) / kProbes) + std::sqrt(turn));
@@ -100,7 +106,7 @@ double own_variance(const Side& side, const Side& other, const Matrix* cross, co
   scale_rows(&turned, inverse_gaps);
   Matrix mixed = multiply_transposed(l, side.coordinates, turned);
   scale_rows(&mixed, shares);
-  const Matrix outside = multiply(l, *cross, multiply(l, other.weights, mixed));
+  const Matrix outside = across(multiply(l, other.weights, mixed));
   const Matrix inside = multiply(l, side.view.vectors, multiply_transposed(l, side.view.vectors, outside));
   for (std::size_t i = 0; i < gradient.values.size(); ++i) gradient.values[i] += outside.values[i] - inside.values[i];
   scale_rows(&gradient, size);
@@ -230,12 +236,10 @@ double moving_shares_bound(const Side& side, const Side& other, const Variates& 
   return turns.bound();
 }
 
-double mean_variance(const Side& x, const Side& y, const Matrix* cross, const Variates& v, const std::vector<double>& shares) {
+double mean_variance(const Side& x, const Side& y, const CrossMatrix* cross, const Variates& v, const std::vector<double>& shares) {
   const std::vector<double> x_solver(x.view.width, std::sqrt(x.solver)), y_solver(y.view.width, std::sqrt(y.solver));
-  Matrix transposed;
-  if (cross) transposed = transpose(*cross);
-  const Matrix* back = cross ? &transposed : nullptr;
-  return cross_variance(x, y, shares) + own_variance(x, y, cross, v, shares, x.size) + own_variance(x, y, cross, v, shares, x_solver) +
+  const Across there{cross, false}, back{cross, true};
+  return cross_variance(x, y, shares) + own_variance(x, y, there, v, shares, x.size) + own_variance(x, y, there, v, shares, x_solver) +
          own_variance(y, x, back, v, shares, y.size) + own_variance(y, x, back, v, shares, y_solver);
 }
 
@@ -252,13 +256,13 @@ ErrorBound bound_of(const Side& x, const Side& y, const Variates& v, const std::
 
 }  // namespace
 
-ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix* cross, const Variates& v,
+ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const CrossMatrix* cross, const Variates& v,
                        const std::vector<double>& shares) {
   const Side sx(lapack, x, v.x_weights, v.x_coordinates), sy(lapack, y, v.y_weights, v.y_coordinates);
   return bound_of(sx, sy, v, shares, mean_variance(sx, sy, cross, v, shares));
 }
 
-ErrorBound projection_error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix* cross,
+ErrorBound projection_error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const CrossMatrix* cross,
                                   const Variates& v, const std::vector<double>& shares, const Matrix& loadings, bool of_x) {
   const Side sx(lapack, x, v.x_weights, v.x_coordinates), sy(lapack, y, v.y_weights, v.y_coordinates);
   ErrorBound bound = bound_of(sx, sy, v, shares, mean_variance(sx, sy, cross, v, shares));

@@ -15,12 +15,12 @@ struct ErrorBound {
 
 // `shares` are fixed weights of the mean, summing to 1. `cross` in working coordinates, or null where only the kept
 // directions were paired: then what the discarded ones have to say is bounded, not computed.
-ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix* cross, const Variates& v,
+ErrorBound error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const CrossMatrix* cross, const Variates& v,
                        const std::vector<double>& shares);
 
 // The same where the shares are PWCCA's and move with the covariances: they are sums of absolute `loadings`
 // of one side's neurons, and when two variates mix, so do their loadings.
-ErrorBound projection_error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const Matrix* cross,
+ErrorBound projection_error_bound(const Lapack& lapack, const TruncatedView& x, const TruncatedView& y, const CrossMatrix* cross,
                                   const Variates& v, const std::vector<double>& shares, const Matrix& loadings, bool of_x);
 
 }  // namespace streamcca

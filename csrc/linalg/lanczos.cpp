@@ -26,7 +26,8 @@ void subtract(Matrix* a, const Matrix& b) {
 // A basis that grows by blocks, and the projection of the matrix on it.
 class Basis {
  public:
-  Basis(const Lapack& lapack, const Matrix& a) : lapack_(lapack), a_(a), vectors_(a.rows, 0), next_(pseudo_random(a.rows, kBlock)) {
+  Basis(const Lapack& lapack, const SymmetricMatrix& a)
+      : lapack_(lapack), a_(a), vectors_(a.size(), 0), next_(pseudo_random(a.size(), kBlock)) {
     orthonormalize(lapack, &next_);
   }
 
@@ -34,7 +35,7 @@ class Basis {
 
   void grow() {
     append(&vectors_, next_);
-    Matrix image = multiply(lapack_, a_, next_);
+    Matrix image = a_.multiply(next_);
     Matrix coupling = multiply_transposed(lapack_, vectors_, image);
     extend_projection(coupling);
     // Twice is enough (Parlett): what is left of the image, orthogonal to everything before. Where nothing but
@@ -91,7 +92,7 @@ class Basis {
   }
 
   const Lapack& lapack_;
-  const Matrix& a_;
+  const SymmetricMatrix& a_;
   Matrix vectors_;
   Matrix projection_;
   Matrix next_;
@@ -119,27 +120,24 @@ double expected_count(const std::vector<double>& values, const std::vector<doubl
 }
 
 // Whether no eigenvalue of a, other than those of the vectors found, exceeds `level`.
-bool none_above(const Lapack& lapack, const Matrix& a, const LeadingPairs& found, double level) {
+bool none_above(const SymmetricMatrix& a, const LeadingPairs& found, double level) {
   Matrix scaled = found.vectors;
   std::vector<double> roots;
   for (std::size_t i = 0; i < scaled.cols; ++i) roots.push_back(std::sqrt(found.eigenvalues[i]));
   scale_columns(&scaled, roots);
-  Matrix shifted = a;
-  outer_product_minus(lapack, scaled, &shifted);
-  for (std::size_t i = 0; i < a.rows; ++i) shifted.column(i)[i] += level;
-  return has_cholesky_factor(lapack, std::move(shifted));
+  return a.none_above(scaled, level);
 }
 
 }  // namespace
 
 // By Cauchy and Schwarz, k eigenvalues sum to at most sqrt(k) times the norm.
-double fewest_possible(const Matrix& a, const Wanted& wanted) {
+double fewest_possible(const SymmetricMatrix& a, const Wanted& wanted) {
   if (wanted.count) return static_cast<double>(wanted.count);
-  return wanted.sum * wanted.sum / sum_of_squares(a);
+  return wanted.sum * wanted.sum / a.sum_of_squares();
 }
 
-std::optional<LeadingPairs> leading_pairs(const Lapack& lapack, const Matrix& a, const Wanted& wanted) {
-  const std::size_t d = a.rows;
+std::optional<LeadingPairs> leading_pairs(const Lapack& lapack, const SymmetricMatrix& a, const Wanted& wanted) {
+  const std::size_t d = a.size();
   const auto too_many = [d](double count) { return count * kMostPairs > static_cast<double>(d); };
   if (d < kSmallest || too_many(fewest_possible(a, wanted))) return std::nullopt;
   Basis basis(lapack, a);
@@ -162,7 +160,7 @@ std::optional<LeadingPairs> leading_pairs(const Lapack& lapack, const Matrix& a,
     found.eigenvalues.resize(count + 1);
     found.vectors = basis.expand(columns_of(coordinates, 0, count));
     const double last = found.eigenvalues[count - 1], next = found.eigenvalues[count];
-    if (!none_above(lapack, a, found, next + std::max(0.1 * (last - next), 4 * accuracy))) return std::nullopt;
+    if (!none_above(a, found, next + std::max(0.1 * (last - next), 4 * accuracy))) return std::nullopt;
     return found;
   }
   return std::nullopt;

@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "linalg/lapack.h"
+#include "linalg/symmetric.h"
 
 namespace streamcca {
 
@@ -22,12 +22,12 @@ struct Wanted {
 };
 
 // At least so many are needed.
-double fewest_possible(const Matrix& a, const Wanted& wanted);
+double fewest_possible(const SymmetricMatrix& a, const Wanted& wanted);
 
 // Nothing if so many are wanted that decomposing the whole matrix is cheaper, or if the certificate fails; the
 // attempt then costs a few percent of that decomposition. The certificate: with the pairs found taken out of the
 // matrix, (s I - rest) has a Cholesky factor, so no other eigenvalue exceeds s, which is put between the last
 // wanted eigenvalue and the next. It was never seen to fail: rounding brings in what the start vectors lack.
-std::optional<LeadingPairs> leading_pairs(const Lapack& lapack, const Matrix& a, const Wanted& wanted);
+std::optional<LeadingPairs> leading_pairs(const Lapack& lapack, const SymmetricMatrix& a, const Wanted& wanted);
 
 }  // namespace streamcca

@@ -20,48 +20,31 @@ constexpr double kShareRounding = 16 * kUnit64;
 
 double sum(const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
 
-// Variances that stand above their own rounding; the others are set to exact zero with their row and column.
-std::vector<bool> live_neurons(Matrix* c, CovarianceError* error) {
-  std::vector<bool> live(c->rows);
-  for (std::size_t i = 0; i < c->rows; ++i) live[i] = c->column(i)[i] > kSafety * std::max(error->relative, kUnit64) * error->raw[i];
-  for (std::size_t dead = 0; dead < c->rows; ++dead) {
-    if (live[dead]) continue;
-    for (std::size_t i = 0; i < c->rows; ++i) c->column(dead)[i] = c->column(i)[dead] = 0;
-    error->raw[dead] = 0;
+// Variances that stand above their own rounding; the others become zero.
+std::vector<bool> live_neurons(std::vector<double>* diagonal, CovarianceError* error) {
+  std::vector<bool> live(diagonal->size());
+  for (std::size_t i = 0; i < live.size(); ++i) {
+    live[i] = (*diagonal)[i] > kSafety * std::max(error->relative, kUnit64) * error->raw[i];
+    if (!live[i]) (*diagonal)[i] = error->raw[i] = 0;
   }
   return live;
 }
 
-double trace_of(const Matrix& c) {
-  double trace = 0;
-  for (std::size_t i = 0; i < c.rows; ++i) trace += c.column(i)[i];
-  return trace;
-}
-
 // To unit diagonal, for CCA: neurons may have any units.
-std::vector<double> unit_diagonal_scale(const Matrix& c, const std::vector<bool>& live) {
-  std::vector<double> scale(c.rows, 0.0);
-  for (std::size_t i = 0; i < c.rows; ++i) scale[i] = live[i] ? std::sqrt(c.column(i)[i]) : 0;
+std::vector<double> unit_diagonal_scale(const std::vector<double>& diagonal, const std::vector<bool>& live) {
+  std::vector<double> scale(diagonal.size(), 0.0);
+  for (std::size_t i = 0; i < scale.size(); ++i) scale[i] = live[i] ? std::sqrt(diagonal[i]) : 0;
   return scale;
 }
 
 // One power of two that brings the mean variance to about 1, exactly: squares and quotients of eigenvalues
 // further on can then neither overflow nor vanish, whatever the unit of the rows.
-double order_one_scale(const Matrix& c) { return std::exp2(std::nearbyint(0.5 * std::log2(trace_of(c) / static_cast<double>(c.rows)))); }
-
-// By one power of two: exact, hence by products with its inverse.
-void divide(Matrix* c, CovarianceError* error, double unit) {
-  const double inverse = 1 / unit;
-  for (double& value : c->values) value = value * inverse * inverse;
-  for (double& raw : error->raw) raw = raw * inverse * inverse;
+double order_one_scale(const std::vector<double>& diagonal) {
+  return std::exp2(std::nearbyint(0.5 * std::log2(sum(diagonal) / static_cast<double>(diagonal.size()))));
 }
 
-void divide(Matrix* c, CovarianceError* error, const std::vector<double>& scale) {
-  const auto quotient = [](double value, double a, double b) { return a > 0 && b > 0 ? value / a / b : 0; };
-  for (std::size_t j = 0; j < c->rows; ++j) {
-    for (std::size_t i = 0; i < c->rows; ++i) c->column(j)[i] = quotient(c->column(j)[i], scale[i], scale[j]);
-    error->raw[j] = quotient(error->raw[j], scale[j], scale[j]);
-  }
+void divide(std::vector<double>* squares, const std::vector<double>& scale) {
+  for (std::size_t i = 0; i < scale.size(); ++i) (*squares)[i] = quotient((*squares)[i], scale[i], scale[i]);
 }
 
 // Spectral norm of a symmetric random matrix with standard deviations relative * sqrt(raw_i raw_j), raw of order 1.
@@ -161,7 +144,7 @@ void set_next_eigenvalue(TruncatedView* view, const std::vector<double>& descend
 }
 
 // Cuts with the leading eigenpairs alone; false if the rule needs the whole spectrum or that is cheaper.
-bool cut_leading(const Lapack& lapack, const Matrix& covariance, const Rule& rule, TruncatedView* view) {
+bool cut_leading(const Lapack& lapack, const SymmetricMatrix& covariance, const Rule& rule, TruncatedView* view) {
   Wanted wanted;
   if (rule.kind == RuleKind::variance) {
     // As far as the highest rank that rounding leaves possible, so that it is known, too.
@@ -186,32 +169,31 @@ bool cut_leading(const Lapack& lapack, const Matrix& covariance, const Rule& rul
 
 // A lower bound of the rank that the rule will choose, so that eigenvectors may come with the eigenvalues. The nuclear
 // norm needs at least as many directions as the variance does.
-std::size_t least_rank(const Matrix& covariance, const Rule& rule, const TruncatedView& view) {
+std::size_t least_rank(const SymmetricMatrix& covariance, const Rule& rule, const TruncatedView& view) {
   if (rule.kind == RuleKind::full) return view.live;  // nearly always; if not, the answer is the same, only later
   if (rule.kind == RuleKind::rank) return static_cast<std::size_t>(rule.value);
   return static_cast<std::size_t>(fewest_possible(covariance, {rule.value * view.trace, 0}));
 }
 
-void cut_whole(const Lapack& lapack, Matrix covariance, const Rule& rule, TruncatedView* view) {
-  const std::size_t at_least = least_rank(covariance, rule, *view);
-  Spectrum spectrum = decompose(lapack, std::move(covariance), at_least);
-  const std::vector<double> descending(spectrum.eigenvalues.rbegin(), spectrum.eigenvalues.rend());
+void cut_whole(SymmetricMatrix* covariance, const Rule& rule, TruncatedView* view) {
+  const std::vector<double> descending = covariance->decompose(least_rank(*covariance, rule, *view));
   set_tolerance(view, descending);
   if (view->numerical_rank == 0) {
     throw Error(ErrorKind::numeric, "no direction stands above rounding; accumulate with precision='float64'");
   }
   choose_rank(view, descending, rule);
-  view->vectors = leading_eigenvectors(lapack, std::move(spectrum), view->rank, &view->eigenvalues);
+  view->vectors = covariance->leading(view->rank, &view->eigenvalues);
   set_next_eigenvalue(view, descending);
 }
 
 }  // namespace
 
-TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError error, Rule rule, double ridge) {
+TruncatedView truncate(const Lapack& lapack, SymmetricMatrix* covariance, std::vector<double> diagonal, CovarianceError error, Rule rule,
+                       double ridge) {
   TruncatedView view;
-  view.width = covariance.rows;
+  view.width = diagonal.size();
   view.error = std::move(error);
-  const std::vector<bool> live = live_neurons(&covariance, &view.error);
+  const std::vector<bool> live = live_neurons(&diagonal, &view.error);
   view.live = static_cast<std::size_t>(std::count(live.begin(), live.end(), true));
   if (view.live == 0) {
     throw Error(
@@ -219,19 +201,19 @@ TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError 
         "every neuron is constant over the rows, or varies by less than its products can hold, so no direction can be kept; leave the "
         "view out, or rescale it and use precision='float64'");
   }
-  const double amount = ridge * trace_of(covariance) / static_cast<double>(view.live);
-  for (std::size_t i = 0; i < view.width; ++i) covariance.column(i)[i] += live[i] ? amount : 0;
+  const double amount = ridge * sum(diagonal) / static_cast<double>(view.live);
+  for (std::size_t i = 0; i < view.width; ++i) diagonal[i] += live[i] ? amount : 0;
   if (rule.kind == RuleKind::full) {
-    view.scale = unit_diagonal_scale(covariance, live);
-    divide(&covariance, &view.error, view.scale);
+    view.scale = unit_diagonal_scale(diagonal, live);
   } else {
-    view.unit = order_one_scale(covariance);
+    view.unit = order_one_scale(diagonal);
     view.scale.assign(view.width, view.unit);
-    divide(&covariance, &view.error, view.unit);
   }
-
-  view.trace = trace_of(covariance);
-  if (!cut_leading(lapack, covariance, rule, &view)) cut_whole(lapack, std::move(covariance), rule, &view);
+  covariance->prepare(live, amount, view.scale);
+  divide(&diagonal, view.scale);
+  divide(&view.error.raw, view.scale);
+  view.trace = sum(diagonal);
+  if (!cut_leading(lapack, *covariance, rule, &view)) cut_whole(covariance, rule, &view);
   return view;
 }
 

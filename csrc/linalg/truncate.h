@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "linalg/lapack.h"
+#include "linalg/symmetric.h"
 
 namespace streamcca {
 
@@ -50,8 +50,9 @@ struct TruncatedView {
   CovarianceError error;
 };
 
-// `covariance` is symmetric d x d. `ridge`, in units of the mean variance of the neurons that vary, is added to
+// `covariance` is d x d, and used up; `diagonal` is its own. `ridge`, in units of the mean variance of the neurons that vary, is added to
 // their variances first. Throws Error if the view is constant or a rank above the numerical one is asked for.
-TruncatedView truncate(const Lapack& lapack, Matrix covariance, CovarianceError error, Rule rule, double ridge);
+TruncatedView truncate(const Lapack& lapack, SymmetricMatrix* covariance, std::vector<double> diagonal, CovarianceError error, Rule rule,
+                       double ridge);
 
 }  // namespace streamcca

@@ -40,6 +40,7 @@ __all__ = [
     "peak_gflops",
     "state_bytes",
     "truncate",
+    "truncate_operand",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -69,13 +70,25 @@ def truncate(covariance: FloatArray, rounding: Rounding, rule: str, value: float
         return _core.truncate(covariance, *rounding, rule, value, ridge)
 
 
-def canonical(x: TruncatedView, y: TruncatedView, cross: FloatArray, kept: bool = False) -> Canonical:
+def truncate_operand(
+    covariance: Any, diagonal: FloatArray, rounding: Rounding, rule: str, value: float, ridge: float
+) -> TruncatedView:
+    """Leading directions of a covariance that lies elsewhere; see csrc/bind/operands.h."""
+    _load_lapack()
+    with few_threads(len(diagonal)):
+        return _core.truncate_operand(covariance, diagonal, *rounding, rule, value, ridge)
+
+
+def canonical(x: TruncatedView, y: TruncatedView, cross: FloatArray | Any, kept: bool = False) -> Canonical:
     """Canonical variates of two truncated views; see csrc/linalg/cca.h.
 
-    `kept`: `cross` is the (kx, ky) covariance of the projections of their rows, not the (dx, dy) one of the neurons.
+    `kept`: `cross` is the (kx, ky) covariance of the projections of their rows, not the (dx, dy) one of the neurons,
+    which may be one that lies elsewhere.
     """
     _load_lapack()
     with few_threads(max(cross.shape)):
+        if not isinstance(cross, np.ndarray):
+            return _core.canonical_operand(x, y, cross)
         return _core.canonical(x, y, cross, kept)
 
 

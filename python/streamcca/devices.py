@@ -236,7 +236,10 @@ class CudaAccumulator:
 
     def mean(self, view: int) -> FloatArray:
         """Mean row of a view."""
-        return self._host().mean(view)
+        if not self.settled:
+            return self._host().mean(view)
+        mean: FloatArray = self._native.mean(view)
+        return mean
 
     def covariance(self, pair: int, ddof: float) -> tuple[FloatArray, Rounding]:
         """Covariance of a pair and what rounding did to it."""
@@ -250,6 +253,11 @@ class CudaAccumulator:
     def covariance_on_device(self, pair: int, ddof: float, stream: int = 0) -> Any:
         """Covariance of a pair in new memory of the device, for ``cupy.from_dlpack`` or ``torch.from_dlpack``."""
         return self._native.covariance(pair, ddof, stream)
+
+    def uncertainty(self, pair: int, ddof: float) -> Rounding:
+        """Return what rounding did to the covariance of a view with itself; of settled moments."""
+        rounding: Rounding = self._native.uncertainty(pair, ddof)
+        return rounding
 
     def tiles_on_device(self) -> tuple[Any, list[tuple[int, int]]]:
         """Tiles of the state themselves, not a copy, and which groups of 128 columns each multiplies."""
@@ -274,6 +282,11 @@ class CudaAccumulator:
     def started(self) -> bool:
         """Whether the type of the products is fixed."""
         return bool(self._native.started)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there are enough rows for the shift, so that sums are on the device; waits for it."""
+        return bool(self._native.settled)
 
     @property
     def products(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from streamcca.arrays import Library, cupy_here, library_for
 from streamcca.checkpoint import job_folder, part_of
+from streamcca.device_algebra import cross_operand
 from streamcca.devices import can_follow
 from streamcca.errors import InputError, MemoryLimitError, ReplayError, StreamCCAWarning
 from streamcca.gram import form_view, remove_files
@@ -266,7 +267,7 @@ class LayerPairs:
         moments = self.moments
 
         def pair(a: str, b: str) -> tuple[CCAResult, list[StreamCCAWarning]]:
-            cross = moments.covariance(a, b)
+            cross = moments.covariance(a, b) if kept else cross_operand(moments, a, b)
             return correlate(truncated[a], truncated[b], cross, kept=kept, **self._pairing)
 
         return pair, moments.n

@@ -297,14 +297,18 @@ class Moments:
 
     def _covariance(self, view: str, other: str, ddof: float = 1) -> tuple[FloatArray, Rounding]:
         """Covariance and, for a view with itself, what describes its rounding."""
+        self._check_rows(ddof)
+        pair, turned = self._pair_of(view, other)
+        values, rounding = self._core.covariance(pair, ddof)
+        return (values.T if turned else values), rounding
+
+    def _pair_of(self, view: str, other: str) -> tuple[int, bool]:
+        """Return the number of a pair, and whether it has the views in the opposite order."""
         check_name(view, self._views)
         check_name(other, self._views)
-        self._check_rows(ddof)
-        if (view, other) in self._pairs:
-            return self._core.covariance(self._pairs.index((view, other)), ddof)
-        if (other, view) in self._pairs:
-            values, rounding = self._core.covariance(self._pairs.index((other, view)), ddof)
-            return values.T, rounding
+        for turned, pair in enumerate(((view, other), (other, view))):
+            if pair in self._pairs:
+                return self._pairs.index(pair), bool(turned)
         raise InputError(
             f"the covariance of {view!r} and {other!r} was not accumulated; construct Moments with "
             f"pairs='all' or with ({view!r}, {other!r}) among the pairs"

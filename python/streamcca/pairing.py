@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from streamcca import _backend
 from streamcca._backend import Canonical, FloatArray
+from streamcca.device_algebra import DeviceCross
 from streamcca.errors import (
     AccuracyError,
     AccuracyWarning,
@@ -35,7 +36,7 @@ REMEDY = (
 def correlate(
     x: Truncated,
     y: Truncated,
-    cross: FloatArray | Canonical,
+    cross: FloatArray | DeviceCross | Canonical,
     *,
     kept: bool = False,
     measure: Measure,

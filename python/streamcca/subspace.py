@@ -11,6 +11,7 @@ import numpy as np
 
 from streamcca import _backend
 from streamcca._backend import FloatArray, TruncatedView
+from streamcca.device_algebra import decomposed_there, view_operand
 from streamcca.errors import AccuracyWarning, InputError, StreamCCAError
 from streamcca.kept import KeptView, nothing
 from streamcca.moments import Moments
@@ -164,14 +165,24 @@ class Truncated:
 
 def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: float = 0.0) -> Truncated:
     """Truncate one view; `value` is the rule's value for this side."""
-    covariance, rounding = moments._covariance(view, view)
-    if not np.isfinite(covariance).all():
+    library = decomposed_there(moments)
+    covariance: Any
+    if library is None:
+        covariance, rounding = moments._covariance(view, view)
+        variances, finite = np.diag(covariance).copy(), np.isfinite(covariance).all()
+    else:
+        covariance, variances, rounding = view_operand(moments, view, library)
+        finite = np.isfinite(variances).all()  # a NaN anywhere in a column is in its variance, too
+    if not finite:
         raise InputError(f"view {view!r}: the moments are not finite, since rows with NaN were let through")
     try:
-        native = _backend.truncate(covariance, rounding, rule.name, value, ridge)
+        if library is None:
+            native = _backend.truncate(covariance, rounding, rule.name, value, ridge)
+        else:
+            native = _backend.truncate_operand(covariance, variances, rounding, rule.name, value, ridge)
     except StreamCCAError as error:
         raise type(error)(f"view {view!r}: {error}") from None
-    mean, variances = moments.mean(view), np.diag(covariance).copy()
+    mean = moments.mean(view)
     return Truncated(view, rule, native, moments.n, moments.rows, moments.precision, mean=mean, variances=variances)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from streamcca._backend import Canonical, FloatArray, canonical
+from streamcca.device_algebra import cross_operand
 from streamcca.errors import InputError, StreamCCAWarning
 from streamcca.gram import Gram
 from streamcca.gram_cca import correlate_scores, truncate_gram
@@ -127,7 +128,7 @@ def correlate_views(
         sides = (x.truncated(rule, rule.x, ridge), y.truncated(rule, rule.y, ridge))
         found = {} if found is None else found
         if rule not in found:
-            found[rule] = canonical(sides[0].native, sides[1].native, state.covariance(x.name, y.name))
+            found[rule] = canonical(sides[0].native, sides[1].native, cross_operand(state, x.name, y.name))
         return correlate(*sides, found[rule], **options)
     names = [v if isinstance(v, str) else v.name for v in (x, y)]
     if isinstance(state, Gram):
