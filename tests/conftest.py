@@ -107,9 +107,9 @@ def library(device, monkeypatch):
     return pytest.importorskip("cupy")
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cuda"] if os.environ.get("STREAMCCA_REQUIRE_CUDA") == "1" else ["cpu", "cuda"])
 def device(request, monkeypatch):
-    """Every device that moments can live on; see test_cuda.py."""
+    """Every device that moments can live on; see test_cuda.py. Where a CUDA device is required, that alone."""
     if request.param == "cuda" and (why := _why_no_device()):
         if os.environ.get("STREAMCCA_REQUIRE_CUDA") == "1":
             pytest.fail(why)
