@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
     known = (
         *("covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide"),
-        *("measures", "coverage", "multiplicity", "readme"),
+        *("measures", "coverage", "multiplicity", "cuda", "readme"),
     )
     parser.add_argument("which", nargs="+", choices=known, metavar="WHICH", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
@@ -79,6 +79,14 @@ def _results(which: str, args: argparse.Namespace, folder: Path) -> list[dict[st
         models, images = (8, 100) if args.quick else (40, 1000)
         results = [multiplicity.run_multiplicity(models, images, rounds=args.rounds or 1, folder=folder)]
         print("\n".join(map(multiplicity.format_multiplicity, results)), flush=True)
+        return results
+    if which == "cuda":
+        from benchmarks import cuda  # torch, which the others import late
+
+        results = []
+        for result in cuda.run_cuda(args.quick, args.rounds or (1 if args.quick else 9)):
+            results.append(result)
+            print(cuda.format_cuda(result), flush=True)
         return results
     if which == "measures":
         small = {"rows": 2000, "width": 24}

@@ -1,69 +1,73 @@
-"""What moments on a CUDA device cost, beside torch: python -m benchmarks.cuda [--quick] [--json FILE].
+"""What moments on a CUDA device cost, beside torch and cuBLAS, and what was promised of it. Never run on a GPU.
 
-Needs a GPU and torch; answers are checked before anything is timed. It has never been run on one (docs/cuda.md).
-Where the kernels are emulated, --quick runs all of it on CPU memory, to see that it runs; those times mean nothing.
+Needs torch and a GPU, for two cases CuPy; answers are checked before anything is timed. Where the kernels are emulated,
+`--quick` runs all of it on CPU memory, to see that it runs; those times mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import streamcca as sc
+from benchmarks.bars import median_ratio, median_seconds
+from benchmarks.resnet import resnet50
 from streamcca import devices
+from streamcca.arrays import cupy_here
 
 Result = dict[str, Any]
+Seconds = dict[str, list[float | None]]
 
 
-class Clock:
-    """Times on the device, from before the first launch until the last one is done."""
+def memory() -> str:
+    """Where torch makes rows for moments on a device: in CPU memory where that is emulated."""
+    return "cpu" if devices._extension().EMULATED else "cuda"
 
-    def __init__(self, device: str) -> None:
-        self._device = device
 
-    def wait(self) -> None:
-        """Wait for the device."""
-        if self._device != "cpu":
-            torch.cuda.synchronize()
+def _wait() -> None:
+    if memory() == "cuda":
+        torch.cuda.synchronize()
 
-    def median(self, job: Callable[[], object], rounds: int) -> float:
-        """Seconds of a job, after one that is not counted."""
-        times = []
-        for _ in range(rounds + 1):
-            self.wait()
+
+def race(jobs: dict[str, Callable[[], object]], rounds: int) -> Seconds:
+    """Time jobs on the device in turn, round after round, from before the first launch until the last one is done."""
+    seconds: Seconds = {name: [] for name in jobs}
+    for round_ in range(rounds + 1):
+        for name, job in jobs.items():
+            _wait()
             start = time.perf_counter()
             job()
-            self.wait()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[1:])
+            _wait()
+            if round_:  # the first is not counted
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
-def memory(device: str) -> str:
-    """Where torch makes rows for moments on a device: in CPU memory where that is emulated."""
-    return "cpu" if devices._extension().EMULATED else device
+def _bar(bar: str, wanted: float, measured: float, text: str, most: bool = False) -> Result:
+    reached = measured <= wanted if most else measured >= wanted
+    return {"bar": bar, "wanted": wanted, "measured": measured, "reached": reached, "text": text}
 
 
-def _rows(n: int, d: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    generator = torch.Generator(device).manual_seed(0)
-    parts = [torch.randn(min(16384, n - i), d, generator=generator, device=device) for i in range(0, n, 16384)]
+def _result(case: str, seconds: Seconds, bars: list[Result], **more: Any) -> Result:
+    return {"case": case, "seconds": seconds, "bars": bars, **more}
+
+
+def _rows(n: int, d: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator(memory()).manual_seed(seed)
+    parts = [torch.randn(min(16384, n - i), d, generator=generator, device=memory()) for i in range(0, n, 16384)]
     return torch.cat([part.to(dtype) for part in parts])
 
 
 def _check(moments: sc.Moments, x: torch.Tensor) -> float:
     """Largest error of 64 neurons against float64, in units of their deviations; beyond the bound it is refused."""
     picked = torch.linspace(0, x.shape[1] - 1, 64).long().unique()
-    y = x[:, picked.to(x.device)].double()
-    y = y - y.mean(0)
-    exact = (y.T @ y / (len(y) - 1)).cpu().numpy()
+    exact = _covariance(x[:, picked.to(x.device)].double()).cpu().numpy()
     found, (relative, _, raw) = moments._covariance("x", "x")
     index = picked.numpy()
     scale = np.sqrt(np.outer(exact.diagonal(), exact.diagonal()))
@@ -74,41 +78,67 @@ def _check(moments: sc.Moments, x: torch.Tensor) -> float:
     return float((error / scale).max())
 
 
-def _filled(x: torch.Tensor, device: str, batch: int) -> sc.Moments:
-    moments = sc.Moments({"x": x.shape[1]}, device=device)
+def _covariance(x: torch.Tensor) -> torch.Tensor:
+    x = x - x.mean(0)
+    return x.T @ x / (len(x) - 1)
+
+
+def _filled(x: torch.Tensor, batch: int) -> sc.Moments:
+    moments = sc.Moments({"x": x.shape[1]}, device="cuda")
     for first in range(0, len(x), batch):
         moments.update(x=x[first : first + batch])
     return moments
 
 
-def product(n: int, d: int, dtype: torch.dtype, device: str, rounds: int) -> Result:
+def product(n: int, d: int, dtype: torch.dtype, rounds: int) -> Result:
     """One large batch, beside torch's product of the whole matrix in the same type (float32: without TF32)."""
-    clock, x = Clock(memory(device)), _rows(n, d, dtype, memory(device))
-    moments = _filled(x, device, n)
+    x = _rows(n, d, dtype)
+    moments = _filled(x, n)
     error = _check(moments, x)
     moments.reset()  # the memory stays
-    ours = clock.median(lambda: moments.update(x=x), rounds)
     torch.backends.cuda.matmul.allow_tf32 = False
-    theirs = clock.median(lambda: torch.mm(x.T, x), rounds)
     square = torch.ones(min(n, 8192), min(n, 8192), dtype=dtype, device=x.device)
-    peak = 2 * len(square) ** 3 / clock.median(lambda: torch.mm(square, square), rounds)
-    # Half of the square is formed, and half of it counted.
-    flops = n * d * (d + 1) / ours
-    return {
-        "case": f"{n} x {d} {str(dtype)[6:]}",
-        "error": error,
-        "seconds": ours,
-        "of peak": flops / peak,
-        "torch / ours": theirs / ours,
+    jobs: dict[str, Callable[[], object]] = {
+        "streamcca": lambda: moments.update(x=x),
+        "torch mm": lambda: torch.mm(x.T, x),
+        "peak": lambda: torch.mm(square, square),
     }
+    if dtype == torch.float64:
+        jobs |= _dsyrk(x)
+    seconds = race(jobs, rounds)
+    # Half of the square is formed, and half of it counted.
+    part = n * d * (d + 1) / (2 * len(square) ** 3) * median_ratio(seconds["peak"], seconds["streamcca"])
+    times = median_ratio(seconds["torch mm"], seconds["streamcca"])
+    bars = []
+    if dtype == torch.bfloat16:
+        bars.append(_bar("useful flops >= 60 % of the measured bfloat16 peak", 0.6, part, f"{part:.0%}"))
+        bars.append(_bar("torch mm takes >= 1.2 x streamcca", 1.2, times, f"{times:.2f} x"))
+    if dtype == torch.float32:
+        exact = _covariance(x[:, :64].double())
+        theirs = float(((_covariance(x[:, :64]) - exact).abs().max() / exact.diagonal().min()).cpu())
+        bars.append(_bar("torch mm takes >= 2 x streamcca", 2, times, f"{times:.2f} x"))
+        bars.append(_bar("error <= torch's", theirs, error, f"{error:.1e} against {theirs:.1e}", most=True))
+    if "cuBLAS dsyrk" in jobs:
+        ratio = median_ratio(seconds["cuBLAS dsyrk"], seconds["streamcca"])
+        bars.append(_bar(">= 85 % of the speed of cuBLAS dsyrk", 0.85, ratio, f"{ratio:.0%}"))
+    return _result(f"{n} x {d} {str(dtype)[6:]}", seconds, bars, error=error, of_peak=part)
 
 
-def staging(n: int, d: int, device: str, rounds: int) -> Result:
-    """Batches of 256 rows beside one large one, and whether launching them waits."""
-    clock, x = Clock(memory(device)), _rows(n, d, torch.bfloat16, memory(device))
-    moments = _filled(x, device, 256)
+def _dsyrk(x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    library: Any = cupy_here()
+    try:
+        from cupy import cublas
+    except ImportError:  # no CuPy, or what stands in for it
+        return {}
+    there = library.from_dlpack(x)
+    return {"cuBLAS dsyrk": lambda: cublas.syrk("T", there)}
+
+
+def staging(n: int, d: int, rounds: int) -> Result:
+    """Batches of 256 rows beside one large one, and how much of the time the host was launching."""
+    x = _rows(n, d, torch.bfloat16)
+    moments = _filled(x, 256)
     error = _check(moments, x)
-    large = clock.median(lambda: moments.update(x=x), rounds)
     launched: list[float] = []
 
     def small() -> None:
@@ -117,37 +147,129 @@ def staging(n: int, d: int, device: str, rounds: int) -> Result:
             moments.update(x=x[first : first + 256])
         launched.append(time.perf_counter() - start)
 
-    seconds = clock.median(small, rounds)
-    return {
-        "case": f"{n} x {d} bfloat16 by 256",
-        "error": error,
-        "seconds": seconds,
-        "of large": large / seconds,
-        "launched in": statistics.median(launched) / seconds,  # near 1: the host is what costs, or it waits
-    }
+    seconds = race({"by 256": small, "at once": lambda: moments.update(x=x)}, rounds)
+    share = median_ratio(seconds["at once"], seconds["by 256"])
+    # Near 1: the host is what costs, or it waits.
+    busy = median_ratio(list(launched[1:]), seconds["by 256"])
+    bars = [_bar("batches of 256 rows keep >= 70 % of the speed of one", 0.7, share, f"{share:.0%}")]
+    return _result(f"{n} x {d} bfloat16 by 256", seconds, bars, error=error, launching=busy)
 
 
-def main() -> None:
-    """Run all cases, and print one line for each."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small shapes: to see that it runs, not how fast")
-    parser.add_argument("--rounds", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-    device = str(devices.checked_device("cuda"))
-    rounds = arguments.rounds or (1 if arguments.quick else 9)
-    print(f"{devices._extension().device_name(0)}, torch {torch.__version__}")
-    n, widths = (600, (60, 130)) if arguments.quick else (262_144, (4096, 8192))
-    results = []
-    cases = [partial(product, n, d, torch.bfloat16, device, rounds) for d in widths]
-    cases += [partial(product, n, widths[0], t, device, rounds) for t in (torch.float16, torch.float32, torch.float64)]
-    cases += [partial(staging, n, d, device, rounds) for d in ((20, 40) if arguments.quick else (512, 1024))]
+def _related(n: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two views of decaying directions, half of them shared."""
+    latent = _rows(n, 2 * d, torch.float32, seed=1)
+    latent[:, d::2] = latent[:, :d:2]
+    latent *= (torch.arange(1, d + 1, device=latent.device) ** -1.0).repeat(2)
+    mix = torch.linalg.qr(_rows(d, d, torch.float32, seed=2))[0]
+    return (latent[:, :d] @ mix).bfloat16(), (latent[:, d:] @ mix.flip(1)).bfloat16()
+
+
+def _torch_svcca(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Compute what google/svcca does: singular vectors of the whole centered matrices, in float32."""
+    sides = []
+    for rows in (x, y):
+        u, s, _ = torch.linalg.svd(rows.float() - rows.float().mean(0), full_matrices=False)
+        squares = s.double() ** 2
+        kept = int((squares.cumsum(0) < 0.99 * squares.sum()).sum()) + 1
+        sides.append(u[:, :kept])
+    return float(torch.linalg.svdvals(sides[0].T @ sides[1]).clamp(max=1).mean())
+
+
+def svcca(n: int, d: int, rounds: int) -> Result:
+    """SVCCA of two bfloat16 layers from their rows, beside torch on full float32 matrices; and memory."""
+    x, y = _related(n, d)
+
+    def ours() -> sc.CCAResult:
+        moments = sc.Moments({"a": d, "b": d}, device="cuda")
+        moments.update(a=x, b=y)
+        return sc.svcca(moments, "a", "b", variance=0.99)
+
+    warnings.simplefilter("ignore", sc.AccuracyWarning)  # bounds are compared below
+    found, right = ours(), _torch_svcca(x, y)
+    if abs(found.mean - right) > found.error_bound + 1e-3:
+        raise SystemExit(f"wrong answer: SVCCA {found.mean}, torch {right}")
+    free = _free()
+    taken = free - min(_free_while(ours)) if free else 0
+    seconds = race({"streamcca": ours, "torch svd": lambda: _torch_svcca(x, y)}, rounds)
+    times = median_ratio(seconds["torch svd"], seconds["streamcca"])
+    bars = [_bar("torch on full float32 matrices takes >= 10 x streamcca", 10, times, f"{times:.1f} x")]
+    # Tiles, packed blocks of 4096 rows in four planes, and while it is decomposed a covariance, its shift and a factor.
+    most = 3 * d * d * 8 + 2 * d * 4096 * 8 + 4 * d * d * 8
+    if free:
+        bars.append(
+            _bar("device memory <= moments, blocks, decomposition", most, taken, f"{taken / 2**30:.2f} GiB", True)
+        )
+    return _result(f"SVCCA of two {n} x {d} bfloat16 layers, 99 %", seconds, bars, mean=found.mean)
+
+
+def _free() -> int:
+    """Bytes that are free on the device, after the pools have given back what they keep."""
+    if memory() == "cpu":
+        return 0
+    torch.cuda.empty_cache()
+    library = cupy_here()
+    if library is not None:
+        library.get_default_memory_pool().free_all_blocks()
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def _free_while(job: Callable[[], object]) -> Iterator[int]:
+    """Look at the free memory from another thread while a job runs."""
+    import threading
+
+    done = threading.Event()
+    seen = [int(torch.cuda.mem_get_info()[0])]
+
+    def look() -> None:
+        while not done.wait(1e-3):
+            seen.append(int(torch.cuda.mem_get_info()[0]))
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    job()
+    done.set()
+    looker.join()
+    yield from seen
+
+
+def watching(images: int, size: int, rounds: int, **net: Any) -> Result:
+    """Watch 16 blocks of a net like ResNet-50 in bfloat16, all pairs of them, beside the plain forward."""
+    model = resnet50(**net).to(memory(), torch.bfloat16)
+    batch = _rows(images, 3 * size * size, torch.bfloat16).reshape(images, 3, size, size)
+    blocks = [name for name, module in model.named_modules() if type(module).__name__ == "Bottleneck"]
+    with torch.no_grad(), sc.watch(model, layers=blocks, rows="pool", device="cuda") as w:
+        model(batch)
+        if len(w.layers) != 16:
+            raise SystemExit(f"watched {len(w.layers)} layers, expected 16")
+        watched = race({"watched": lambda: model(batch)}, rounds)
+    with torch.no_grad():
+        plain = race({"plain": lambda: model(batch)}, rounds)
+    seconds = {**watched, **plain}
+    times = median_seconds(seconds["watched"]) / median_seconds(seconds["plain"])
+    bars = [
+        _bar("watching 16 blocks, all pairs: <= 1.25 x the plain forward", 1.25, times, f"{times:.2f} x", most=True)
+    ]
+    return _result(f"ResNet-50-sized, {images} x 3 x {size} x {size} bfloat16", seconds, bars)
+
+
+def run_cuda(quick: bool, rounds: int) -> Iterator[Result]:
+    """Run all cases."""
+    devices.checked_device("cuda")
+    n, widths = (600, (60, 130)) if quick else (262_144, (4096, 8192))
+    cases: list[Callable[..., Result]] = [partial(product, n, d, torch.bfloat16) for d in widths]
+    cases += [partial(product, n, widths[0], t) for t in (torch.float16, torch.float32, torch.float64)]
+    cases += [partial(staging, n, d) for d in ((20, 40) if quick else (512, 1024))]
+    cases.append(partial(svcca, *((500, 40) if quick else (100_000, 4096))))
+    small = {"stem": 4, "classes": 10}
+    cases.append(partial(watching, 2, 32, **small) if quick else partial(watching, 256, 224))
     for case in cases:
-        results.append(case())
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in results[-1].items()), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        yield case(rounds=rounds)
 
 
-if __name__ == "__main__":
-    main()
+def format_cuda(result: Result) -> str:
+    """Lay one case out."""
+    lines = [result["case"]]
+    lines += [f"  {name:<14} {median_seconds(times) * 1e3:>10.3f} ms" for name, times in result["seconds"].items()]
+    lines += [f"  {key} {result[key]:.3g}" for key in ("error", "of_peak", "launching", "mean") if key in result]
+    lines += [f"  {'reached' if bar['reached'] else 'MISSED'}: {bar['bar']}: {bar['text']}" for bar in result["bars"]]
+    return "\n".join(lines)

@@ -207,3 +207,17 @@ def test_cross_operands_keep_their_memory(device, library, views):
     expected = m.covariance("a", "b")
     m.reset()
     np.testing.assert_allclose(operand.multiply(np.eye(30)), expected, atol=1e-12)
+
+
+def test_the_benchmark_runs(device, library):
+    """Small shapes; its answers are checked by itself, its times mean nothing here."""
+    if device == "cpu":
+        pytest.skip("about devices")
+    from benchmarks import cuda
+
+    results = list(cuda.run_cuda(quick=True, rounds=1))
+    assert len(results) == 9
+    bars = [bar for result in results for bar in result["bars"]]
+    assert all(np.isfinite(bar["measured"]) for bar in bars)
+    assert len(bars) >= 10
+    assert "ResNet-50" in cuda.format_cuda(results[-1])
