@@ -6,10 +6,10 @@ cd "$(dirname "$0")/.."
 command -v compute-sanitizer > /dev/null || { echo "compute-sanitizer is not on PATH; it comes with the CUDA toolkit" >&2; exit 2; }
 export STREAMCCA_REQUIRE_CUDA=1 STREAMCCA_CUDA_BLOCK_ROWS=256 PYTORCH_NO_CUDA_MEMORY_CACHING=1
 for tool in memcheck racecheck initcheck synccheck; do
-  for ladder in naive tiled tensor; do
+  for ladder in naive tiled tensor hopper; do  # hopper: cards of compute capability 9.0
     echo "=== $tool, $ladder"
     options=(--tool "$tool" --error-exitcode 1 --target-processes all --kernel-name kernel_substring=streamcca)
     [ "$tool" = memcheck ] && options+=(--leak-check full)
-    STREAMCCA_CUDA_LADDER=$ladder compute-sanitizer "${options[@]}" python -m pytest -q -x tests/test_cuda.py tests/test_cuda_layers.py
+    STREAMCCA_CUDA_LADDER=$ladder compute-sanitizer "${options[@]}" python -m pytest -q -x tests/test_cuda*.py
   done
 done

@@ -132,7 +132,7 @@ def test_a_share_takes_more_directions(library, views, monkeypatch):
 @pytest.mark.parametrize("options", [{"power": 1}, {"range_finder": True, "power": 1}], ids=str)
 def test_a_job_that_was_broken_off_goes_on_to_the_same_bits(library, views, options, tmp_path):
     whole, _ = sketch_svcca(PairPasses((Batches(views),)), RANK, directions=16, **options)
-    for stop in (2, 9, 20):
+    for stop in (2, 20):
 
         class Broken(Batches):
             served = 0
@@ -179,8 +179,8 @@ def test_tensors(device, library, dtype):
 def test_layers_agree_with_the_cpu(device, library, options, monkeypatch):
     monkeypatch.setattr(sys.modules["streamcca.sketch_result"], "_FIRST_DIRECTIONS", 6)
     torch.manual_seed(0)
-    nets = [torch.nn.Sequential(torch.nn.Linear(20, 60), torch.nn.Tanh(), torch.nn.Linear(60, 30)) for _ in range(2)]
-    batches = list(torch.randn(400, 20).split(90))
+    nets = [torch.nn.Sequential(torch.nn.Linear(20, 40), torch.nn.Tanh(), torch.nn.Linear(40, 24)) for _ in range(2)]
+    batches = list(torch.randn(250, 20).split(90))
     right = sc.compare(*nets, batches, strategy="sketch", **options)
     if device == "cuda" and not is_emulated():
         nets, batches = [net.cuda() for net in nets], [x.cuda() for x in batches]

@@ -50,7 +50,9 @@ std::unique_ptr<Accumulator> make(const std::vector<std::string>& names, const s
       nonfinite, {{"raise", cuda::NonFinite::raise}, {"skip", cuda::NonFinite::skip}, {"propagate", cuda::NonFinite::propagate}},
       "nonfinite");
   options.ladder = parse<cuda::Ladder>(
-      ladder, {{"naive", cuda::Ladder::naive}, {"tiled", cuda::Ladder::tiled}, {"tensor", cuda::Ladder::tensor}}, "ladder");
+      ladder,
+      {{"naive", cuda::Ladder::naive}, {"tiled", cuda::Ladder::tiled}, {"tensor", cuda::Ladder::tensor}, {"hopper", cuda::Ladder::hopper}},
+      "ladder");
   options.device = device;
   options.block_rows = block_rows;
   return std::make_unique<Accumulator>(views, wanted, options);

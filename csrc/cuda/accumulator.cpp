@@ -35,7 +35,7 @@ void check_weight(double weight, std::size_t row) {
 Accumulator::Accumulator(std::vector<View> views, std::vector<Pair> pairs, const Options& options)
     : views_(std::move(views)), pairs_(std::move(pairs)), options_(options), schedule_(views_, pairs_, kGeometry) {
   if (views_.size() >= std::size_t{1} << kViewBits) throw Error(ErrorKind::value, "views: more than a million of them");
-  if (options_.block_rows % kStage) throw Error(ErrorKind::value, "block_rows: expected a multiple of 32");
+  if (options_.block_rows % kBlankRows) throw Error(ErrorKind::value, "block_rows: expected a multiple of 64");
   for (std::size_t p = 0; p < pairs_.size(); ++p) {
     first_task_.push_back(tasks_.size());
     const std::size_t across = round_up(views_[pairs_[p].col_view].width, kTile) / kTile;
@@ -122,6 +122,10 @@ void Accumulator::use(Stream stream) {
 // ---------------------------------------------------------------- update
 
 void Accumulator::start(Products products) {
+  if (options_.ladder == Ladder::hopper && !has_warp_groups(options_.device)) {
+    throw Error(ErrorKind::device, "STREAMCCA_CUDA_LADDER: got 'hopper', which cuda:" + std::to_string(options_.device) +
+                                       " cannot run, expected a card of compute capability 9.0; leave it out, or use 'tensor'");
+  }
   now_.started = true;
   now_.products = products;
   now_.narrow.assign(views_.size(), true);

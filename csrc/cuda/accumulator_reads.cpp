@@ -95,7 +95,7 @@ std::pair<double*, Buffer> Accumulator::tiles_with_pending(std::size_t pair) {
   if (now_.fill == 0) return {own, Buffer()};
   Buffer scratch(count * kTileSize * sizeof(double), stream_);
   copy(scratch.as<void>(), own, scratch.bytes(), stream_);
-  const std::size_t tail = (now_.fill + kStage - 1) / kStage * kStage - now_.fill;
+  const std::size_t tail = (now_.fill + kBlankRows - 1) / kBlankRows * kBlankRows - now_.fill;
   if (tail) blank_slots({ticket(), 0, schedule_.groups(), now_.fill, tail, depth(), 0, kSlabs, packed_.as<void>()}, now_.products, stream_);
   multiply(product_of(first, count, scratch.as<double>()), now_.products, options_.ladder, stream_);
   double* tiles = scratch.as<double>();

@@ -3,6 +3,7 @@ set(cuda_kernels
   csrc/cuda/rows.cu
   csrc/cuda/multiply_ordinary.cu
   csrc/cuda/multiply_planes.cu
+  csrc/cuda/multiply_groups.cu
   csrc/cuda/multiply_doubles.cu
   csrc/cuda/read.cu)
 set(cuda_host
@@ -19,10 +20,10 @@ if(STREAMCCA_EMULATE_CUDA)
   # The same kernel sources, as C++. Unrolling is nvcc's business; the emulator never runs for users.
   set_source_files_properties(${cuda_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-    set_source_files_properties(csrc/cuda/emulator.cpp PROPERTIES COMPILE_OPTIONS "-march=x86-64-v2")  # rounding of vectors
+    set_source_files_properties(csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp PROPERTIES COMPILE_OPTIONS "-march=x86-64-v2")  # rounding of vectors
   endif()
   pybind11_add_module(_cuda NO_EXTRAS ${cuda_kernels} ${cuda_host}
-    csrc/cuda/emulator.cpp csrc/cuda/fibers.cpp csrc/cuda/runtime_emulated.cpp)
+    csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp csrc/cuda/fibers.cpp csrc/cuda/runtime_emulated.cpp)
   target_link_libraries(_cuda PRIVATE streamcca_flags)
   install(TARGETS _cuda LIBRARY DESTINATION streamcca)
   return()

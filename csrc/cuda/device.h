@@ -83,6 +83,51 @@ STREAMCCA_DEVICE void multiply_float64(double (&c)[2], double a, double b) {
   asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c[0]), "+d"(c[1]) : "d"(a), "d"(b));
 }
 
+// Instructions of warp groups, four warps that start at a multiple of 128 threads (PTX ISA, "Asynchronous Warpgroup Level Matrix
+// Instructions"), of sm_90a alone: elsewhere they trap, and the host does not launch them. The sums are in flight from the first product
+// until they are waited for, and so is the shared memory that is multiplied; what ordinary copies wrote there must be fenced first.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define STREAMCCA_GROUP_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define STREAMCCA_GROUP_ASM(...) __trap()
+#endif
+
+STREAMCCA_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+STREAMCCA_DEVICE void fence_shared_writes() { STREAMCCA_GROUP_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
+STREAMCCA_DEVICE void group_arrive() { STREAMCCA_GROUP_ASM("wgmma.fence.sync.aligned;" :: : "memory"); }
+STREAMCCA_DEVICE void group_commit() { STREAMCCA_GROUP_ASM("wgmma.commit_group.sync.aligned;" :: : "memory"); }
+template <int kPending>
+STREAMCCA_DEVICE void group_wait() {
+  STREAMCCA_GROUP_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+// Keeps the compiler from moving uses of a register across.
+STREAMCCA_DEVICE void hold(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+
+// d (64 x 128, a part in each thread) = or += left right', both with 16 columns behind one another in shared memory.
+template <bool kHalf>
+STREAMCCA_DEVICE void multiply_group(float (&d)[64], std::uint64_t left, std::uint64_t right, int add) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  // clang-format off
+  if constexpr (kHalf) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 1, 1;\n"
+                 "}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+                 : "l"(left), "l"(right), "r"(add));
+  } else {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 1, 1;\n"
+                 "}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+                 : "l"(left), "l"(right), "r"(add));
+  }
+  // clang-format on
+#else
+  (void)d, (void)left, (void)right, (void)add;
+  __trap();
+#endif
+}
+
 template <class Parameters>
 void launch(void (*kernel)(Parameters), std::size_t blocks, unsigned threads, std::size_t shared, Stream stream,
             const Parameters& parameters) {
@@ -139,6 +184,19 @@ inline void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::ui
   emulated::multiply_float16(c, a, b0, b1);
 }
 inline void multiply_float64(double (&c)[2], double a, double b) { emulated::multiply_float64(c, a, b); }
+inline unsigned shared_address(const void* p) { return emulated::shared_address(p); }
+inline void fence_shared_writes() { emulated::fence_shared_writes(); }
+inline void group_arrive() { emulated::group_arrive(); }
+inline void group_commit() { emulated::group_commit(); }
+template <int kPending>
+void group_wait() {
+  emulated::group_wait(kPending);
+}
+inline void hold(float&) {}
+template <bool kHalf>
+void multiply_group(float (&d)[64], std::uint64_t left, std::uint64_t right, int add) {
+  emulated::multiply_group(kHalf, d, left, right, add != 0);
+}
 
 template <class Parameters>
 void launch(void (*kernel)(Parameters), std::size_t blocks, unsigned threads, std::size_t shared, Stream, const Parameters& parameters) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "cuda/emulator_detail.h"
 #include "cuda/fibers.h"
 
 namespace streamcca::cuda::emulated {
@@ -16,11 +17,7 @@ namespace {
 
 constexpr unsigned kLanes = 32;
 constexpr std::size_t kLargestPayload = 48;
-
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "streamcca, emulated CUDA: %s\n", what);
-  std::abort();
-}
+constexpr unsigned kSharedBase = 128;
 
 struct Copy {
   void* to;
@@ -34,6 +31,7 @@ struct Thread {
   unsigned long value = 0;
   std::vector<Copy> open;                // copies after the last commit
   std::deque<std::vector<Copy>> groups;  // committed ones
+  bool unfenced = false;                 // copies came that no fence has shown to the tensor cores
   bool is_ready() const { return !done && !(waits_for && *waits_for == value); }
 };
 
@@ -50,7 +48,7 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   unsigned size = 0, arrived = 0;
-  unsigned long meetings = 0;
+  unsigned long meetings = 0, landed = 0;
   std::size_t index = 0, count = 0;
   const std::function<void()>* body = nullptr;
   unsigned current = 0;
@@ -70,6 +68,7 @@ void wait_while(const unsigned long* count, unsigned long value) {
 
 void run_thread() {
   (*block.body)();
+  check_landed();
   self().done = true;
 }
 
@@ -98,6 +97,13 @@ Out meet(const void* operation, const In& in, All all) {
   return out;
 }
 
+}  // namespace
+
+void fail(const char* what) {
+  std::fprintf(stderr, "streamcca, emulated CUDA: %s\n", what);
+  std::abort();
+}
+
 float from_bfloat16(std::uint16_t b) {
   const std::uint32_t bits = static_cast<std::uint32_t>(b) << 16;
   float value;
@@ -105,7 +111,42 @@ float from_bfloat16(std::uint16_t b) {
   return value;
 }
 
-}  // namespace
+unsigned block_size() { return block.size; }
+
+unsigned offset_in_shared(const void* p) {
+  return static_cast<unsigned>(static_cast<const unsigned char*>(p) - shared_memory()) + kSharedBase;
+}
+
+const unsigned char* shared_at(unsigned address, std::size_t bytes) {
+  const std::size_t offset = address - kSharedBase;
+  const unsigned char* first = shared_memory();
+  if (address < kSharedBase || first + offset + bytes > block.shared.data() + block.shared.size()) fail("an address beyond shared memory");
+  return first + offset;
+}
+
+bool& unfenced() { return self().unfenced; }
+
+unsigned long copies_landed() { return block.landed; }
+
+void check_fenced() {
+  for (unsigned t = 0; t < block.size; ++t) {
+    if (block.threads[t]->unfenced) fail("shared memory that was written is multiplied without a fence");
+  }
+}
+
+void check_same(const void* values, std::size_t bytes) {
+  static const char operation = 0;
+  struct Seen {
+    unsigned char values[kLargestPayload];
+  };
+  Seen mine{};
+  if (bytes > sizeof mine.values) fail("too many values to compare");
+  std::memcpy(mine.values, values, bytes);
+  const bool same = meet<bool>(&operation, mine, [](const Seen* in, bool* out) {
+    for (unsigned l = 0; l < kLanes; ++l) out[l] = std::memcmp(&in[l], &in[0], sizeof in[l]) == 0;
+  });
+  if (!same) fail("the lanes of a warp ask for different products");
+}
 
 unsigned thread_index() { return block.current; }
 std::size_t block_index() { return block.index; }
@@ -155,6 +196,8 @@ std::uint16_t to_half(float x) {
 void copy_async(void* shared, const void* global) {
   if (reinterpret_cast<std::uintptr_t>(shared) % 16 || reinterpret_cast<std::uintptr_t>(global) % 16)
     fail("a copy of 16 bytes that is not aligned");
+  std::memset(shared, 0xff, 16);  // it may come at once: what was there is lost
+  ++block.landed;
   self().open.push_back({shared, global});
 }
 
@@ -167,6 +210,7 @@ void wait_copies(int pending) {
   auto& groups = self().groups;
   while (groups.size() > static_cast<std::size_t>(pending)) {
     for (const Copy& c : groups.front()) std::memcpy(c.to, c.from, 16);
+    if (!groups.front().empty()) self().unfenced = true, ++block.landed;
     groups.pop_front();
   }
 }
@@ -198,8 +242,6 @@ void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]) {
   });
   for (int i = 0; i < 4; ++i) r[i] = mine.r[i];
 }
-
-namespace {
 
 // c[n] + sum a[k] b[k][n] over 8 k, for 8 n. Products and c are exact, cut to multiples of the last place of the largest of them, added,
 // and cut again to 24 bits: Fasi, Higham, Mikaitis & Pranesh (2021), "Numerical behavior of NVIDIA tensor cores", without the one to three
@@ -242,6 +284,8 @@ void add_truncated(const float* a, const float (*b)[8], float* c) {
     c[n] = largest[n] > 0 ? static_cast<float>(cut) : 0;
   }
 }
+
+namespace {
 
 // 0 if all are zero, NaN if one is not finite.
 double magnitude(const float* values, unsigned count) {
@@ -346,8 +390,9 @@ void run_grid(std::size_t blocks, unsigned threads, std::size_t shared, const st
   for (std::size_t b = 0; b < blocks; ++b) {
     block.index = b;
     block.shared.assign(shared + 128, 0xff);
+    ++block.landed;
     for (unsigned t = 0; t < threads; ++t) {
-      block.threads[t]->done = false;
+      block.threads[t]->done = block.threads[t]->unfenced = false;
       block.threads[t]->fiber.start(&run_thread);
     }
     for (unsigned running = threads; running;) {

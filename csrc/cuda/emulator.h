@@ -2,8 +2,10 @@
 // a warp meet. What a kernel computes is what the documentation of the instructions says, written here from the documentation alone; a
 // wrong fragment, a missing barrier or a missing wait in a kernel gives wrong numbers or a message, never speed.
 //
-// Harder than the hardware in places: shared memory starts as NaN; copy_async copies only when it is waited for; warps run in another order
-// after every meeting; the sums of the tensor cores keep no guard bits.
+// Harder than the hardware in places: shared memory starts as NaN; copy_async takes what was there at once, and copies only when it is
+// waited for; warps run in another order after every meeting; the sums of the tensor cores keep no guard bits. While products of warp
+// groups are in flight their sums read as NaN, and shared memory that changes under them is a failure, as are ordinary writes that were not
+// fenced.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -28,5 +30,11 @@ void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]);
 void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 void multiply_float64(double (&c)[2], double a, double b);
+unsigned shared_address(const void* p);
+void fence_shared_writes();
+void group_arrive();
+void group_commit();
+void group_wait(int pending);
+void multiply_group(bool half, float (&d)[64], std::uint64_t left, std::uint64_t right, bool add);
 
 }  // namespace streamcca::cuda::emulated

@@ -10,9 +10,9 @@
 namespace streamcca::cuda {
 
 enum class Products { f32, f64 };
-// How products are formed: entry by entry in float64; in tiles on the ordinary units; on the tensor cores. Each rung is tested
-// against the one before.
-enum class Ladder { naive, tiled, tensor };
+// How products are formed: entry by entry in float64; in tiles on the ordinary units; on the tensor cores; on those of Hopper, by groups of
+// warps (float64 products as before). Each rung is tested against the one before.
+enum class Ladder { naive, tiled, tensor, hopper };
 
 // The rows of one view in one batch, those that take part: all `count` from `first` on, or those of a list.
 struct Batch {
@@ -114,7 +114,7 @@ struct ColumnSums {
 void add_columns(const ColumnSums& sums, Stream stream);
 
 // Products of the packed rows, tile by tile, into float64 tiles: target[task * kTileSize + ...]. Rows up to the next multiple of
-// a stage must be zero. Where `splits` is more than one, each part of the rows is summed for itself, then added part after part.
+// kBlankRows must be zero. Where `splits` is more than one, each part of the rows is summed for itself, then added part after part.
 struct Product {
   Ticket ticket;
   const Task* tasks = nullptr;
@@ -132,6 +132,7 @@ void multiply(const Product& product, Products products, Ladder ladder, Stream s
 // The rungs that have files of their own.
 void multiply_on_ordinary_units(const Product& product, Products products, Ladder ladder, Stream stream);
 void multiply_planes(const Product& product, Stream stream);
+void multiply_planes_by_groups(const Product& product, Stream stream);
 void multiply_doubles(const Product& product, Stream stream);
 
 // The covariance of one pair, row-major: (S - s t' / weight) / (weight - ddof). Of a view with itself both triangles.

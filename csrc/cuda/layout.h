@@ -24,10 +24,11 @@ constexpr std::size_t kTileSize = kTile * kTile;
 constexpr std::size_t kPlanes = 3;
 constexpr std::size_t kHalfPlane = 3;  // of float16 numbers
 constexpr std::size_t kSlabs = 4;
-constexpr std::size_t kStage = 32;  // rows of planes that are copied into shared memory at once; 16 of float64
-constexpr std::size_t kStrip = 16;  // rows whose column sums one thread forms, always in the same order
-constexpr std::size_t kHead = 256;  // rows that the shift is chosen from, as on the CPU
-constexpr unsigned kThreads = 256;  // of every block of threads but the counting one
+constexpr std::size_t kStage = 32;              // rows of planes that are copied into shared memory at once; 16 of float64
+constexpr std::size_t kBlankRows = 2 * kStage;  // rows of a block that is not full are zero up to the next multiple of so many
+constexpr std::size_t kStrip = 16;              // rows whose column sums one thread forms, always in the same order
+constexpr std::size_t kHead = 256;              // rows that the shift is chosen from, as on the CPU
+constexpr unsigned kThreads = 256;              // of every block of threads but the counting one
 
 // Rows of a block: the float64 state is read and written once in so many rows. 16 bytes of traffic for 2 * 4096 operations leave a card
 // with 3 TB/s time for 1600 TFLOP/s, more than its tensor cores have; float64 products are an order slower, and rows four times as wide.
@@ -48,6 +49,9 @@ constexpr std::size_t double_index(std::size_t group, std::size_t depth, std::si
 // long, so unmoved the same chunk of every row would fall into the same banks.
 constexpr unsigned narrow_chunk(unsigned row, unsigned chunk) { return row * 16 + (chunk ^ (row & 7)); }
 constexpr unsigned double_chunk(unsigned row, unsigned chunk) { return row * 64 + (chunk ^ ((row & 3) << 1)); }
+
+// The same for warp groups, which read 64 columns of a stage of `rows` rows behind one another, swizzled as their descriptors say.
+constexpr unsigned group_chunk(unsigned rows, unsigned row, unsigned chunk) { return (chunk / 8 * rows + row) * 8 + ((chunk ^ row) & 7); }
 
 // One tile of the state: which groups it multiplies.
 struct Task {

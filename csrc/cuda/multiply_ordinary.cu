@@ -117,8 +117,10 @@ void multiply_on_ordinary_units(const Product& job, Products products, Ladder la
 }
 
 void multiply(const Product& job, Products products, Ladder ladder, Stream stream) {
-  if (ladder != Ladder::tensor) {
+  if (ladder == Ladder::naive || ladder == Ladder::tiled) {
     multiply_on_ordinary_units(job, products, ladder, stream);
+  } else if (products == Products::f32 && ladder == Ladder::hopper) {
+    multiply_planes_by_groups(job, stream);
   } else if (products == Products::f32) {
     multiply_planes(job, stream);
   } else {

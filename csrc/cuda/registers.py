@@ -15,7 +15,7 @@ KERNEL = re.compile(
     re.DOTALL,
 )
 # Kernels whose absence from the log means that it is not the log of a whole build.
-EXPECTED = {"planes_kernel", "doubles_kernel", "pack_kernel32", "pack_kernel64", "check_kernel"}
+EXPECTED = {"planes_kernel", "groups_kernel", "doubles_kernel", "pack_kernel32", "pack_kernel64", "check_kernel"}
 ARCHITECTURES = {"sm_80", "sm_90a"}
 
 

@@ -42,6 +42,13 @@ std::size_t free_memory(int device) {
   return free;
 }
 
+bool has_warp_groups(int device) {
+  int major = 0, minor = 0;
+  check_result(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "a question about a device");
+  check_result(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "a question about a device");
+  return major == 9 && minor == 0;
+}
+
 OnDevice::OnDevice(int device) {
   check_result(cudaGetDevice(&before_), "the choice of a device");
   if (before_ == device) {

@@ -16,6 +16,8 @@ bool is_emulated();
 int device_count(std::string* why);
 std::string device_name(int device);
 std::size_t free_memory(int device);
+// Whether a device runs the code that was compiled for Hopper's warp groups (compute capability 9.0).
+bool has_warp_groups(int device);
 
 // Makes a device current for the calling thread, and the former one again.
 class OnDevice {

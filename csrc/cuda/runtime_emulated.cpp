@@ -11,6 +11,7 @@ namespace streamcca::cuda {
 bool is_emulated() { return true; }
 int device_count(std::string*) { return 1; }
 std::string device_name(int) { return "emulated, for tests"; }
+bool has_warp_groups(int) { return true; }
 std::size_t free_memory(int) { return std::size_t{4} << 30; }
 
 OnDevice::OnDevice(int) {}
