@@ -85,8 +85,7 @@ def test_sums_of_small_integers_are_exact(ladder, dtype, largest, rng):
 def test_each_rung_of_the_ladder_agrees_with_the_one_before(dtype, mean, rng):
     n, widths = 300, [131, 20]
     rows = [torch.from_numpy(rng.standard_normal((n, d)) + mean).to(getattr(torch, dtype)) for d in widths]
-    naive, tiled, tensor, hopper = (Run(widths, ladder=ladder).add(*rows) for ladder in LADDER)
-    assert all(np.array_equal(a, b) for a, b in zip(tensor.moments(), hopper.moments(), strict=True))
+    naive, tiled, tensor = (Run(widths, ladder=ladder).add(*rows) for ladder in LADDER[:3])  # the last: see below
     unit = U64 if dtype == "float64" else U32
     for k, (a, b) in enumerate(naive.pairs):
         first = naive.moments()[k]
