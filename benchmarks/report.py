@@ -174,6 +174,29 @@ def identification_markdown(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def wide_markdown(results: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table of routes for very wide layers in docs/which-route.md."""
+    lines = _table("route", "keep", "minutes", "peak memory", "disk", "mean correlation", "directions kept")
+    for result in _of(results, "wide"):
+        for route in result.get("routes", ()):
+            memory, disk = f"{route['peak_memory'] / 2**30:.1f} GiB", f"{route['disk'] / 1e9:.1f} GB"
+            for rule, found in route["results"].items():
+                minutes = f"{route['minutes_shared'] + route['minutes'][rule]:.0f}"
+                mean = f"{found['mean']:.8f} +- {found['error_bound']:.1e}"
+                lines.append(
+                    _row(
+                        f"`{route['strategy']}`",
+                        rule,
+                        minutes,
+                        memory,
+                        disk,
+                        mean,
+                        " and ".join(map(str, found["ranks"])),
+                    )
+                )
+    return lines
+
+
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Percent of the multiply-add peak against the width, one line per contender."""
     from matplotlib.figure import Figure

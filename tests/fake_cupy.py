@@ -41,6 +41,7 @@ def _method(name):
 
 class _Device(contextlib.nullcontext):
     id = 0
+    mem_info = (1 << 33, 1 << 33)
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -180,7 +181,11 @@ def install(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "cupyx", types.SimpleNamespace(errstate=_errstate))
     module.cuda = types.SimpleNamespace(
-        runtime=runtime, Device=lambda: ndarray.device, get_current_stream=lambda: stream
+        runtime=runtime,
+        Device=lambda: ndarray.device,
+        get_current_stream=lambda: stream,
+        Stream=types.SimpleNamespace(null=contextlib.nullcontext()),
     )
+    module.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module

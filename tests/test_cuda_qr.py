@@ -155,3 +155,45 @@ def test_layers_agree_with_the_cpu(device, library):
     found = sc.compare(*nets, batches, strategy="qr", device=device)
     # A GPU's layers are others' already.
     np.testing.assert_allclose(found.matrix, right.matrix, atol=1e-12 if device == "cpu" or is_emulated() else 1e-5)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_job_that_was_broken_off_goes_on(views, stop, tmp_path):
+    """The file is read on the CPU; the rows that follow decide where it goes on."""
+
+    class Batches:
+        rows, served = ROWS, 0
+
+        def batches(self, first):
+            for row in range(first, ROWS, 100):
+                self.served += 1
+                if self.served == stop:
+                    raise KeyboardInterrupt
+                yield tuple(x[row : row + 100] for x in views)
+
+        def __iter__(self):
+            return self.batches(0)
+
+    keep = sys.modules["streamcca.checkpoint"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(keep, "SECONDS", 0)
+        sc.cca(Batches(), strategy="qr", folder=tmp_path / "job")
+    stop = 0
+    found = sc.cca(Batches(), strategy="qr", folder=tmp_path / "job")
+    whole = sc.cca(*views, strategy="qr")
+    assert found.correlations.tobytes() == whole.correlations.tobytes()
+
+
+def test_a_factor_that_does_not_fit_on_the_device(device, library, views, monkeypatch):
+    if device == "cpu" or not is_emulated():
+        pytest.skip("about the stand-in's memory")
+    monkeypatch.setattr(type(library.cuda.Device()), "mem_info", (1 << 16, 1 << 33))
+    with pytest.raises(sc.MemoryLimitError, match=r"on cuda:0, of which 0\.1 MiB are free"):
+        QRMoments({"x": 9, "y": 5}, device="cuda")
+
+
+def test_a_device_that_is_not_the_current_one(device):
+    if device == "cpu" or not is_emulated():
+        pytest.skip("about devices")
+    with pytest.raises(sc.DeviceError, match=r"cuda:1"):
+        QRMoments({"x": 9}, device="cuda:1")

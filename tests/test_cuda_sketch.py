@@ -13,6 +13,7 @@ from test_sketch import assert_certified, spectrum_rows
 
 import streamcca as sc
 from streamcca.arrays import to_host
+from streamcca.devices import CudaAccumulator
 from streamcca.passes import PairPasses
 from streamcca.sketch import Sketch
 from streamcca.sketch_route import sketch_svcca
@@ -159,6 +160,10 @@ def test_bad_rows_are_refused_and_nothing_is_counted(library, views):
     bad[3, 7] = float("nan")
     with pytest.raises(sc.NonFiniteError, match="row 3"):
         sketch.update(bad)
+    narrow = views[0][50:90].astype(np.float16)
+    narrow[2, 1] = float("inf")
+    with pytest.raises(sc.NonFiniteError, match="row 2"):
+        sketch.update(narrow)
     with pytest.raises(sc.InputError, match="99 neurons"):
         sketch.update(views[0][:, :99])
     assert sketch.n == 50
@@ -190,6 +195,24 @@ def test_layers_agree_with_the_cpu(device, library, options, monkeypatch):
     found = sc.compare(*nets, batches, strategy="sketch", allow_inaccurate=True, device=device, **options)
     assert set(made) == {library}
     np.testing.assert_allclose(found.matrix, right.matrix, atol=1e-4)
+
+
+def test_gram_matrices_follow_their_rows(device, library, views, monkeypatch):
+    if device == "cpu":
+        pytest.skip("about devices")
+    made = []
+    begin = CudaAccumulator.__init__
+
+    def noted(self, *args, **options):
+        made.append(self)
+        begin(self, *args, **options)
+
+    monkeypatch.setattr(CudaAccumulator, "__init__", noted)
+    found = sc.svcca(*views, rank=6, strategy="gram")
+    assert len(made) == 2
+    right = sc.svcca(*(to_host(x) for x in views), rank=6, strategy="gram")
+    assert len(made) == 2
+    assert abs(found.mean - right.mean) <= found.error_bound + right.error_bound
 
 
 def test_a_device_without_cupy_is_said(device, monkeypatch):

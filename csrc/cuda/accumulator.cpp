@@ -123,8 +123,10 @@ void Accumulator::use(Stream stream) {
 
 void Accumulator::start(Products products) {
   if (options_.ladder == Ladder::hopper && !has_warp_groups(options_.device)) {
-    throw Error(ErrorKind::device, "STREAMCCA_CUDA_LADDER: got 'hopper', which cuda:" + std::to_string(options_.device) +
-                                       " cannot run, expected a card of compute capability 9.0; leave it out, or use 'tensor'");
+    throw Error(
+        ErrorKind::device,
+        "STREAMCCA_CUDA_LADDER: got 'hopper', which cuda:" + std::to_string(options_.device) +
+            " cannot run, expected a card of compute capability 9.0 and kernels compiled for sm_90a; leave it out, or use 'tensor'");
   }
   now_.started = true;
   now_.products = products;

@@ -12,6 +12,7 @@ namespace streamcca::cuda {
 void Accumulator::resolve() {
   if (!state_) return;
   const OnDevice on(options_.device);
+  use(nullptr);  // the stream of the last batch may be gone by now; what it did is waited for by an event
   copy(status_copy_, status_.as<void>(), sizeof(Status), stream_);
   wait_for(stream_);
   seen_ = *status_copy_;

@@ -20,7 +20,9 @@ if(STREAMCCA_EMULATE_CUDA)
   # The same kernel sources, as C++. Unrolling is nvcc's business; the emulator never runs for users.
   set_source_files_properties(${cuda_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-    set_source_files_properties(csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp PROPERTIES COMPILE_OPTIONS "-march=x86-64-v2")  # rounding of vectors
+    # Rounding of vectors; and its state, which every emulated thread looks at all the time, is one addition away.
+    set_source_files_properties(csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp csrc/cuda/fibers.cpp
+      PROPERTIES COMPILE_OPTIONS "-march=native;-ftls-model=initial-exec")
   endif()
   pybind11_add_module(_cuda NO_EXTRAS ${cuda_kernels} ${cuda_host}
     csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp csrc/cuda/fibers.cpp csrc/cuda/runtime_emulated.cpp)
@@ -45,6 +47,9 @@ endif()
 # Ampere and Hopper data-center cards as machine code; newer cards compile the PTX when it is first used.
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 80-virtual)
+endif()
+if("${CMAKE_CUDA_ARCHITECTURES}" MATCHES "90a")
+  set_source_files_properties(csrc/cuda/runtime.cpp PROPERTIES COMPILE_DEFINITIONS STREAMCCA_WARP_GROUPS)
 endif()
 set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 does not know that nvcc 13 has C++20
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)

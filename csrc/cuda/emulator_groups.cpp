@@ -52,7 +52,7 @@ Values operands_now(const Request& request) {
     unsigned long landed = 0;
     Values values;
   };
-  thread_local Entry entries[64];
+  thread_local std::vector<Entry> entries(64);
   Entry& entry = entries[(request.left ^ request.left >> 16 ^ request.right * 7) % 64];
   if (entry.left != request.left || entry.right != request.right || entry.landed != copies_landed()) {
     entry = {request.left, request.right, copies_landed(), std::make_shared<const std::vector<std::uint16_t>>(operands(request))};

@@ -42,11 +42,15 @@ std::size_t free_memory(int device) {
   return free;
 }
 
-bool has_warp_groups(int device) {
+bool has_warp_groups([[maybe_unused]] int device) {
+#ifdef STREAMCCA_WARP_GROUPS  // else the kernels were compiled for other cards only, and trap
   int major = 0, minor = 0;
   check_result(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "a question about a device");
   check_result(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "a question about a device");
   return major == 9 && minor == 0;
+#else
+  return false;
+#endif
 }
 
 OnDevice::OnDevice(int device) {

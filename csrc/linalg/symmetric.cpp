@@ -1,6 +1,7 @@
 #include "linalg/symmetric.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace streamcca {
@@ -14,8 +15,10 @@ void DenseSymmetric::prepare(const std::vector<bool>& live, double ridge, const 
     for (std::size_t i = 0; i < d; ++i) values_.column(dead)[i] = values_.column(i)[dead] = 0;
   }
   for (std::size_t i = 0; i < d; ++i) values_.column(i)[i] += live[i] ? ridge : 0;
-  if (std::all_of(scale.begin(), scale.end(), [&](double s) { return s == scale.front(); })) {
-    // A power of two, or one number: twice the product with its inverse is as exact, and faster.
+  int exponent = 0;
+  const bool power_of_two = std::frexp(scale.front(), &exponent) == 0.5;
+  if (power_of_two && std::all_of(scale.begin(), scale.end(), [&](double s) { return s == scale.front(); })) {
+    // Products with the inverse are as exact, and faster.
     const double inverse = 1 / scale.front();
     for (double& value : values_.values) value = value * inverse * inverse;
     return;

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from streamcca.devices import can_follow, checked_device, in_device_memory
-from streamcca.errors import DeviceError
+from streamcca.devices import can_follow, checked_device, in_device_memory, on_device_of
+from streamcca.errors import DeviceError, MemoryLimitError
 
 AnyArray = np.ndarray[Any, Any]
 Library = Any  # the module numpy or cupy
@@ -43,17 +43,44 @@ def library_for(rows: Any, device: str | None = None) -> Library:
         A device is asked for, and there is no CuPy, or no kernels.
     """
     checked_device(device)
+    library = cupy_here()
     if device is None:
-        return (cupy_here() if can_follow(rows) else None) or np
+        # Rows of another device than CuPy's current one are copied, as without CuPy.
+        near = library is not None and can_follow(rows) and rows.__dlpack_device__()[1] == library.cuda.Device().id
+        return library if near else np
     if device == "cpu":
         return np
-    library = cupy_here()
     if library is None:
         raise DeviceError(
             f"device: got {device!r}, but this needs CuPy, which is not installed or sees no device; install "
             "streamcca[cuda], or leave device= out"
         )
+    if device not in ("cuda", current_device(library)):
+        raise DeviceError(
+            f"device: got {device!r}, but CuPy works on {current_device(library)!r}; use cupy.cuda.Device("
+            f"{device.partition(':')[2]}).use() before, or 'cuda'"
+        )
     return library
+
+
+def current_device(library: Library) -> str:
+    """Return the name of the device on which CuPy works."""
+    return f"cuda:{library.cuda.Device().id}"
+
+
+def check_device_memory(need: int, library: Library, what: str, remedy: str) -> None:
+    """Refuse what does not fit into what is free on the device.
+
+    Raises
+    ------
+    MemoryLimitError
+    """
+    free = library.cuda.Device().mem_info[0] + library.get_default_memory_pool().free_bytes()
+    if need > free:
+        raise MemoryLimitError(
+            f"{what} needs {need / 2**20:.1f} MiB on {current_device(library)}, of which {free / 2**20:.1f} MiB are "
+            f"free; {remedy}, or use device='cpu'"
+        )
 
 
 def to_host(array: Any) -> AnyArray:
@@ -79,7 +106,8 @@ def brought(array: Any, library: Library) -> AnyArray:
         return np.asarray(array if library_of(array) is np else array.get())
     if not in_device_memory(array):
         return library.asarray(brought(array, np))  # type: ignore[no-any-return]
-    found = library.from_dlpack(array)  # CuPy's stream waits for that of the array
+    with on_device_of(array):
+        found = library.from_dlpack(array)  # CuPy's stream waits for that of the array
     here = library.cuda.Device().id
     if found.device.id != here:
         raise DeviceError(
@@ -90,5 +118,6 @@ def brought(array: Any, library: Library) -> AnyArray:
         import torch
 
         # Else torch could give the memory away while CuPy's stream still reads it.
-        array.record_stream(torch.cuda.ExternalStream(library.cuda.get_current_stream().ptr, array.device))
+        pointer, default = library.cuda.get_current_stream().ptr, torch.cuda.default_stream(array.device)
+        array.record_stream(torch.cuda.ExternalStream(pointer, array.device) if pointer > 1 else default)
     return found  # type: ignore[no-any-return]

@@ -86,7 +86,7 @@ def svcca(
         Where unfinished work waits, for 'gram' also rows of an iterable, and where a killed job goes on to the same
         bits; written at most every five minutes, removed in the end. Rows that were counted are not read again.
     directions, power, replay
-        For 'sketch': directions of each sketch (by default 8 for each that a rank keeps, 4 of very wide views; for a
+        For 'sketch': directions of each sketch (by default 10 for each that a rank keeps, 4 of very wide views; for a
         share as many as it takes), further passes that come closer, and False for the answer after one pass, which is
         approximate and says so with its bound.
 

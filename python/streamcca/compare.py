@@ -137,8 +137,8 @@ def compare(  # type: ignore[misc]
         a pass each, which bring a slowly decaying spectrum much closer; see `svcca`. The cells hold no weights of
         neurons.
     precision, nonfinite, device, threads
-        As in `Moments`: rows on a CUDA device are counted there, but for ``'sketch'``, ``'qr'`` and intervals;
-        ``device='cpu'`` copies rows that are elsewhere.
+        As in `Moments`: rows on a CUDA device are counted there, for ``'sketch'`` and ``'qr'`` if CuPy is installed,
+        intervals on the CPU; ``device='cpu'`` copies rows that are elsewhere.
     progress : 'auto' or bool
         Progress bar on stderr; 'auto' shows it on a terminal.
     intervals, level, parts

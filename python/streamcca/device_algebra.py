@@ -19,11 +19,11 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _there(method: Method) -> Method:
-    """Make CuPy work on the device of an operand meanwhile."""
+    """Make CuPy work on the device of an operand meanwhile, and on its default stream."""
 
     @functools.wraps(method)
     def run(self: Any, *args: Any) -> Any:
-        with self._device:
+        with self._device, self._library.cuda.Stream.null:  # to which our extension hands what it has made
             return method(self, *args)
 
     return cast(Method, run)
@@ -45,6 +45,11 @@ class DeviceSymmetric:
         self._values *= kept[:, None]
         self._values *= kept
         _diagonal(self._values)[:] += ridge * kept * kept
+
+    @_there
+    def diagonal(self) -> FloatArray:
+        """Variances, before anything was done to them."""
+        return to_host(_diagonal(self._values)).copy()
 
     @_there
     def sum_of_squares(self) -> float:
@@ -137,9 +142,15 @@ def view_operand(moments: Moments, view: str, library: Library) -> tuple[DeviceS
     """Return the covariance of a view, its diagonal, and what rounding did to it."""
     pair = moments._pair_of(view, view)[0]
     moments._check_rows(1)
-    values = library.from_dlpack(moments._core.covariance_on_device(pair, 1.0))  # type: ignore[attr-defined]
+    values = _covariance(moments, pair, library)
     rounding: Rounding = moments._core.uncertainty(pair, 1.0)  # type: ignore[attr-defined]
-    return DeviceSymmetric(values, library), to_host(_diagonal(values)).copy(), rounding
+    operand = DeviceSymmetric(values, library)
+    return operand, operand.diagonal(), rounding
+
+
+def _covariance(moments: Moments, pair: int, library: Library) -> Any:
+    with library.cuda.Stream.null:
+        return library.from_dlpack(moments._core.covariance_on_device(pair, 1.0))  # type: ignore[attr-defined]
 
 
 def cross_operand(moments: Moments, view: str, other: str) -> FloatArray | DeviceCross:
@@ -149,5 +160,5 @@ def cross_operand(moments: Moments, view: str, other: str) -> FloatArray | Devic
         return moments.covariance(view, other)
     moments._check_rows(1)
     pair, turned = moments._pair_of(view, other)
-    values = library.from_dlpack(moments._core.covariance_on_device(pair, 1.0))  # type: ignore[attr-defined]
+    values = _covariance(moments, pair, library)
     return DeviceCross(values.T if turned else values, library)

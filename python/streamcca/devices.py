@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import Any, NoReturn
@@ -53,11 +54,16 @@ def checked_device(device: str | None) -> str | None:
 
 
 def to_device(array: np.ndarray[Any, Any], device: str | None) -> Any:
-    """Return an array as it is, or, for moments on a CUDA device, as a tensor there (needs torch)."""
+    """Return an array as it is, or, for moments on a CUDA device, as one of torch there, or of CuPy."""
     if device in (None, "cpu") or _extension().EMULATED:
         return array
-    import torch
+    try:
+        import torch
+    except ImportError:
+        import cupy
 
+        with cupy.cuda.Device(int(str(device).partition(":")[2] or cupy.cuda.Device().id)):
+            return cupy.asarray(array)
     return torch.from_numpy(array).to(device)
 
 
@@ -67,6 +73,15 @@ def in_device_memory(array: Any) -> bool:
         return bool(array.__dlpack_device__()[0] == _CUDA)
     except Exception:  # no array, or one without memory: the CPU says what it refuses that for
         return False
+
+
+def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """Make torch's current device that of a tensor, which it exports only there."""
+    if type(array).__module__.split(".", 1)[0] != "torch" or not array.is_cuda:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.cuda.device(array.device)
 
 
 def can_follow(array: Any) -> bool:
@@ -120,10 +135,11 @@ def _capsule(array: Any, view: str, stream: int, emulated: bool) -> Any:
     # The producer makes this stream wait for its own, where they differ.
     options: dict[str, Any] = {} if emulated else {"stream": stream or _LEGACY_STREAM}
     try:
-        try:
-            return array.__dlpack__(max_version=(1, 0), **options)
-        except TypeError:  # a producer older than DLPack 1.0
-            return array.__dlpack__(**options)
+        with on_device_of(array):
+            try:
+                return array.__dlpack__(max_version=(1, 0), **options)
+            except TypeError:  # a producer older than DLPack 1.0
+                return array.__dlpack__(**options)
     except Exception as error:  # sparse and quantized tensors, say
         _refuse(array, view, error)
 

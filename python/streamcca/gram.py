@@ -16,7 +16,7 @@ import numpy as np
 from streamcca._backend import FloatArray, Rounding
 from streamcca._memory import check_memory
 from streamcca.arrays import AnyArray
-from streamcca.devices import checked_device, to_device
+from streamcca.devices import can_follow, checked_device, to_device
 from streamcca.errors import InputError, NonFiniteError
 from streamcca.moments import Moments, Precision
 from streamcca.passes import PairPasses, widened
@@ -117,7 +117,8 @@ def gram(
     progress : 'auto' or bool
         Progress bars on stderr.
     device : None, 'cpu', 'cuda' or 'cuda:1'
-        Where the products are formed. Tiles go to a CUDA device one by one (needs torch); the matrices come back.
+        Where the products are formed: by default where two arrays are. Tiles go to a CUDA device one by one (by
+        torch, or CuPy); the matrices come back.
 
     Returns
     -------
@@ -143,6 +144,8 @@ def gram(
     if keep and folder is None:
         raise InputError("keep: got True without a folder=, expected the folder to keep the rows in")
     passes = PairPasses(data)
+    if device is None and passes.sources and can_follow(getattr(passes.sources[0], "array", None)):
+        device = "cuda"
     place: AbstractContextManager[Any] = nullcontext(folder)
     if folder is None and not passes.sources:
         import tempfile  # loads OpenSSL

@@ -24,7 +24,7 @@ def bits_of(array: Any, where: str, library: Library = np) -> tuple[AnyArray, st
         The type is no floating-point type of at most 8 bytes; the array is not two-dimensional.
     """
     if hasattr(array, "detach"):  # torch
-        array = array.detach()
+        array = array.detach().resolve_neg()
         if str(array.dtype) == "torch.bfloat16":
             import torch
 

@@ -16,7 +16,7 @@ import numpy as np
 from streamcca import store
 from streamcca._backend import Accumulator, FloatArray
 from streamcca._memory import check_memory
-from streamcca.arrays import Library, library_for
+from streamcca.arrays import Library, check_device_memory, current_device, library_for
 from streamcca.batches import check_name, check_names, checked_weights, first_rows
 from streamcca.devices import CudaAccumulator
 from streamcca.errors import InputError
@@ -90,6 +90,7 @@ class QRMoments:
         self._device = device
         self._start(library_for(None, device or "cpu"))
         self._spare: Buffers | None = None
+        self._just_loaded = False
         self._seen: tuple[State, Factor] | None = None
 
     def _start(self, library: Library) -> None:
@@ -97,9 +98,24 @@ class QRMoments:
         # It forms no products; what it does is to look at every batch as Moments would, and to count its rows.
         kind: Any = Accumulator if library is np else CudaAccumulator
         names, widths = list(self._views), list(self._views.values())
-        options = {} if library is np else {"device": "cuda"}
+        options = {} if library is np else {"device": current_device(library)}
+        if library is not np:
+            need = qr_cost(widths, on_device=True)[0]
+            check_device_memory(need, library, "the triangular factor", "keep fewer neurons")
         self._doorkeeper = kind(names, widths, [], "float64", self._nonfinite, threads=1, **options)
         self._state = State.empty(sum(widths), library)
+
+    def _follow(self, rows: Any) -> Library:
+        """Move to the device of the first batch, or the first since a state was loaded, where it was left open."""
+        loaded, self._just_loaded = self._just_loaded, False
+        fresh = not self._state.rows and not self._state.skipped
+        library = library_for(rows) if self._device is None and (loaded or fresh) else self._library
+        if library is not self._library or loaded:
+            state = self._state.on(library)
+            self._start(library)
+            self._state, self._spare = state, None
+            self._brief_doorkeeper()
+        return library
 
     # ------------------------------------------------------------------ rows in
 
@@ -143,11 +159,7 @@ class QRMoments:
             given, weights, _ = first_rows(valid_rows, given, weights, {})
         ordered = [given[name] for name in self._views]
         with self._lock:
-            library = self._library
-            if self._device is None and not self._state.rows and not self._state.skipped:
-                library = library_for(ordered[0])
-            if library is not self._library:
-                self._start(library)
+            library = self._follow(ordered[0])
             try:
                 self._doorkeeper.update(ordered, weights)
                 core = self._doorkeeper
@@ -334,9 +346,13 @@ class QRMoments:
                 f"load_state_dict: the state has views {views!r}, expected {self._view_list()!r}; construct QRMoments "
                 "alike, or use QRMoments.load"
             )
-        restored = State.unpack(state, self._state.width, self._library)
+        restored = State.unpack(state, self._state.width)
         with self._lock:
-            self._state, self._spare = restored, None
+            if self._device is None:
+                self._start(np)  # until the next rows say where it goes on
+            else:
+                restored = restored.on(self._library)
+            self._state, self._spare, self._just_loaded = restored, None, True
             self._brief_doorkeeper()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -351,7 +367,7 @@ class QRMoments:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | None = None) -> QRMoments:
-        """Read a file written by `save`, on whatever device; these will live on `device`, by default the CPU.
+        """Read a file written by `save`, on whatever device; these will live on `device`, or follow their rows.
 
         Raises
         ------

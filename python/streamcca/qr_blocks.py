@@ -20,15 +20,15 @@ def block_depth(width: int, on_device: bool = False) -> int:
 
     Measured with SciPy's OpenBLAS (2 cores, AVX2): up to 256 columns 512 rows are up to 1.3 times as fast as 256, above
     they are slower, since block and triangle then compete for the cache. On a device, whose reflections do not spare
-    the triangle, four times as many rows as columns, so that it is a fifth of the work (not measured). Part of the
+    the triangle, as many rows as columns (not measured). Part of the
     format of saved states.
     """
     if on_device:
-        return max(1024, -(-4 * width // 256) * 256)
+        return max(1024, -(-width // 256) * 256)
     return 512 if width < 256 else 256
 
 
-def qr_cost(widths: list[int], n: int | None = None) -> tuple[int, float]:
+def qr_cost(widths: list[int], n: int | None = None, on_device: bool = False) -> tuple[int, float]:
     """Return what `QRMoments` and `qr_compare` of such views take: bytes at the peak, and operations for each row.
 
     Parameters
@@ -37,12 +37,16 @@ def qr_cost(widths: list[int], n: int | None = None) -> tuple[int, float]:
         Width of each view.
     n : int, optional
         Number of rows, over which the final decompositions of all views are spread; by default they are not counted.
+    on_device : bool
+        Bytes of a device, where rows gather and are folded.
     """
     width, size = sum(widths), sum(widths) + 1
-    depth = block_depth(width)
+    depth = block_depth(width, on_device)
     # The factor before and after a batch, and what LAPACK works on. Rows: a batch's, two buffers, the block that is
     # folded in, and twice as many while the shift is chosen.
     update = 3 * size * size + 6 * depth * size
+    if on_device:  # and what QR works on: both again
+        return 8 * (update + 2 * (size + depth) * size), 0.0
     # The factor twice, what is kept of both views, and what their decomposition has at once (measured: 0.9 of this).
     two = sorted(widths)[-2:]
     compare = 2 * size * size + sum(w * width + w * w for w in two) + 4 * two[-1] * width + 10 * two[-1] ** 2
@@ -74,7 +78,7 @@ def opened(array: Any, library: Library = np) -> Opened:
 
             array = from_dlpack(array)
     if hasattr(array, "detach"):
-        array = array.detach()
+        array = array.detach().resolve_neg()
         if str(array.dtype) == "torch.bfloat16":
             import torch
 

@@ -235,8 +235,8 @@ class State:
         }
 
     @classmethod
-    def unpack(cls, state: Mapping[str, Any], width: int, library: Library = np) -> State:
-        """Return the state that was packed, with arrays of a library.
+    def unpack(cls, state: Mapping[str, Any], width: int) -> State:
+        """Return the state that was packed, on the CPU, with blocks as deep as they were.
 
         Raises
         ------
@@ -246,7 +246,7 @@ class State:
         try:
             meta, tensors = state["meta"]["state"], state["tensors"]
             depth = block_depth(width, on_device=meta["depth"] == block_depth(width, on_device=True))
-            return _unpacked(cls(*buffers(width, np, depth)), meta, tensors).on(library)
+            return _unpacked(cls(*buffers(width, np, depth)), meta, tensors)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StateFileError(f"load_state_dict: the state is damaged ({error})") from None
 

@@ -203,10 +203,10 @@ def check_finite(values: AnyArray, dtype: Any, where: str) -> None:
     narrower = values.dtype.itemsize > np.dtype(dtype).itemsize
     if not values.size or (
         bool(np.isfinite(values.sum(axis=1, dtype=np.float64)).all())
-        and not (narrower and bool(np.abs(values).max() > limit))
+        and not (narrower and bool(np.abs(values).max().astype(np.float64) > limit))
     ):
         return
-    bad = np.flatnonzero(~(to_host(np.abs(values).max(axis=1)) <= limit))
+    bad = np.flatnonzero(~(to_host(np.abs(values).max(axis=1)).astype(np.float64) <= limit))
     if len(bad):  # else finite numbers whose sum is not
         raise NonFiniteError(
             f"{where}: row {bad[0]} of the batch holds NaN, infinity or what {np.dtype(dtype)} cannot hold; leave it "
