@@ -141,7 +141,7 @@ def test_what_a_route_does_not_know(views, options, sentence):
 def test_sketched_where_nothing_else_fits(monkeypatch, decaying):
     x, y = decaying(3000, 1200, 1100, power=1.0)
     plan = sys.modules[sc.plan.__module__]
-    monkeypatch.setattr(plan, "available_memory", lambda: (24 << 20, "free memory (MemAvailable)"))
+    monkeypatch.setattr(plan, "available_memory", lambda: (32 << 20, "free memory (MemAvailable)"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sc.AccuracyWarning)
         r = sc.svcca(x.astype(np.float32), y.astype(np.float32), rank=5, directions=60)
