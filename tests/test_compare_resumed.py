@@ -139,8 +139,8 @@ def test_what_the_replay_finds_lacking(monkeypatch, two, tmp_path):
     few, cut, data = sys.modules["streamcca.sketch_state"].TooFewError, layers.cut, batches(inputs(), BATCH)
 
     def unclear(view, *rest, directions, restarts):
-        if view.name == "b:2" and directions < 60:
-            raise few(view.name, directions, 0.5, 60)
+        if view.name == "b:2" and directions < 70:
+            raise few(view.name, directions, 0.5, 70)
         return cut(view, *rest, directions=directions, restarts=restarts)
 
     monkeypatch.setattr(layers, "cut", unclear)
