@@ -15,6 +15,7 @@ from streamcca import qr_blocks
 from streamcca.qr import QRMoments
 
 pytestmark = pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning", "ignore::streamcca.SampleSizeWarning")
+on_the_device = pytest.mark.parametrize("device", ["cuda"], indirect=True)
 ROWS = 700
 
 
@@ -184,16 +185,16 @@ def test_a_job_that_was_broken_off_goes_on(views, stop, tmp_path):
     assert found.correlations.tobytes() == whole.correlations.tobytes()
 
 
+@on_the_device
 def test_a_factor_that_does_not_fit_on_the_device(device, library, views, monkeypatch):
-    if device == "cpu" or not is_emulated():
-        pytest.skip("about the stand-in's memory")
+    if not is_emulated():
+        pytest.skip("a GPU's memory is what it is")
     monkeypatch.setattr(type(library.cuda.Device()), "mem_info", (1 << 16, 1 << 33))
     with pytest.raises(sc.MemoryLimitError, match=r"on cuda:0, of which 0\.1 MiB are free"):
         QRMoments({"x": 9, "y": 5}, device="cuda")
 
 
+@on_the_device
 def test_a_device_that_is_not_the_current_one(device):
-    if device == "cpu" or not is_emulated():
-        pytest.skip("about devices")
     with pytest.raises(sc.DeviceError, match=r"cuda:1"):
         QRMoments({"x": 9}, device="cuda:1")

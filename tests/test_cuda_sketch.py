@@ -20,6 +20,7 @@ from streamcca.sketch_route import sketch_svcca
 from streamcca.subspace import Rule
 
 pytestmark = pytest.mark.filterwarnings("ignore::streamcca.AccuracyWarning", "ignore::streamcca.SampleSizeWarning")
+on_the_device = pytest.mark.parametrize("device", ["cuda"], indirect=True)
 RANK = Rule("rank", 6, 6)
 
 
@@ -197,9 +198,8 @@ def test_layers_agree_with_the_cpu(device, library, options, monkeypatch):
     np.testing.assert_allclose(found.matrix, right.matrix, atol=1e-4)
 
 
+@on_the_device
 def test_gram_matrices_follow_their_rows(device, library, views, monkeypatch):
-    if device == "cpu":
-        pytest.skip("about devices")
     made = []
     begin = CudaAccumulator.__init__
 
@@ -215,9 +215,19 @@ def test_gram_matrices_follow_their_rows(device, library, views, monkeypatch):
     assert abs(found.mean - right.mean) <= found.error_bound + right.error_bound
 
 
+@on_the_device
 def test_a_device_without_cupy_is_said(device, monkeypatch):
-    if device == "cpu":
-        pytest.skip("about devices")
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(sc.DeviceError, match="needs CuPy"):
         Sketch(10, 2, device="cuda")
+
+
+@on_the_device
+def test_rows_of_another_device_than_the_current_one_are_copied(device, library, views, monkeypatch):
+    if not is_emulated():
+        pytest.skip("one GPU")
+    monkeypatch.setattr(type(library.cuda.Device()), "id", 1)
+    sketch = Sketch(100, 12)
+    sketch.update(views[0])
+    assert kinds(sketch) == {np.ndarray}
+    assert_certified(sketch, to_host(views[0]).astype(np.float64))

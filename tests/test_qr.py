@@ -20,9 +20,9 @@ from test_refusals import BAD, GOOD
 
 import streamcca as sc
 from streamcca import _memory, qr_state, store
-from streamcca.qr import QRMoments, qr_cost, qr_moments_of
-from streamcca.qr_blocks import block_depth
-from streamcca.qr_cca import qr_compare
+from streamcca.qr import QRMoments
+from streamcca.qr_blocks import block_depth, qr_cost
+from streamcca.qr_cca import qr_compare, qr_moments_of
 from streamcca.subspace import Rule
 
 U = 2.0**-53

@@ -13,8 +13,8 @@ import pytest
 import reference
 
 import streamcca as sc
-from streamcca.qr import QRMoments, qr_moments_of
-from streamcca.qr_cca import qr_compare
+from streamcca.qr import QRMoments
+from streamcca.qr_cca import qr_compare, qr_moments_of
 from streamcca.subspace import Rule
 
 U = 2.0**-53

@@ -40,7 +40,6 @@ __all__ = [
     "peak_gflops",
     "state_bytes",
     "truncate",
-    "truncate_operand",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -63,20 +62,13 @@ def _load_lapack() -> None:
         _loaded = True
 
 
-def truncate(covariance: FloatArray, rounding: Rounding, rule: str, value: float, ridge: float) -> TruncatedView:
-    """Leading directions of one covariance; see csrc/linalg/truncate.h."""
+def truncate(covariance: FloatArray | Any, rounding: Rounding, rule: str, value: float, ridge: float) -> TruncatedView:
+    """Leading directions of a covariance, which may lie elsewhere (operands.h); see csrc/linalg/truncate.h."""
     _load_lapack()
-    with few_threads(len(covariance)):
+    with few_threads(len(rounding[2])):
+        if not isinstance(covariance, np.ndarray):
+            return _core.truncate_operand(covariance, covariance.diagonal(), *rounding, rule, value, ridge)
         return _core.truncate(covariance, *rounding, rule, value, ridge)
-
-
-def truncate_operand(
-    covariance: Any, diagonal: FloatArray, rounding: Rounding, rule: str, value: float, ridge: float
-) -> TruncatedView:
-    """Leading directions of a covariance that lies elsewhere; see csrc/bind/operands.h."""
-    _load_lapack()
-    with few_threads(len(diagonal)):
-        return _core.truncate_operand(covariance, diagonal, *rounding, rule, value, ridge)
 
 
 def canonical(x: TruncatedView, y: TruncatedView, cross: FloatArray | Any, kept: bool = False) -> Canonical:

@@ -64,8 +64,8 @@ def library_for(rows: Any, device: str | None = None) -> Library:
 
 
 def current_device(library: Library) -> str:
-    """Return the name of the device on which CuPy works."""
-    return f"cuda:{library.cuda.Device().id}"
+    """Return the name of the device on which a library works."""
+    return "cpu" if library is np else f"cuda:{library.cuda.Device().id}"
 
 
 def check_device_memory(need: int, library: Library, what: str, remedy: str) -> None:

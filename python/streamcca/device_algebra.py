@@ -138,14 +138,16 @@ def decomposed_there(moments: Moments) -> Library | None:
     return cupy_here() if moments._on_device and moments._core.settled else None  # type: ignore[attr-defined]
 
 
-def view_operand(moments: Moments, view: str, library: Library) -> tuple[DeviceSymmetric, FloatArray, Rounding]:
-    """Return the covariance of a view, its diagonal, and what rounding did to it."""
+def view_operand(moments: Moments, view: str) -> tuple[FloatArray | DeviceSymmetric, Rounding]:
+    """Return the covariance of a view, as `cross_operand` does, and what rounding did to it."""
+    library = decomposed_there(moments)
+    if library is None:
+        return moments._covariance(view, view)
     pair = moments._pair_of(view, view)[0]
     moments._check_rows(1)
     values = _covariance(moments, pair, library)
     rounding: Rounding = moments._core.uncertainty(pair, 1.0)  # type: ignore[attr-defined]
-    operand = DeviceSymmetric(values, library)
-    return operand, operand.diagonal(), rounding
+    return DeviceSymmetric(values, library), rounding
 
 
 def _covariance(moments: Moments, pair: int, library: Library) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcca.arrays import Library, cupy_here, library_for
+from streamcca.arrays import Library, current_device, library_for
 from streamcca.checkpoint import job_folder, part_of
 from streamcca.device_algebra import cross_operand
 from streamcca.devices import can_follow
@@ -63,6 +63,7 @@ class LayerPairs:
         self._widths: dict[str, int] | None = None
         self._rows = 0
         self._rows_on: str | None = None
+        self._followed = False  # whether sketches and factors are made where the rows are
         if bounds["strategy"] in ("replay", "sketch"):
             check_repeatable(sweep)
         _check_sketching(bounds)
@@ -91,7 +92,7 @@ class LayerPairs:
         facts, saved = self._file.facts, self._file.saved
         assert saved is not None  # noqa: S101 - the caller looked
         self._widths = dict(facts["widths"])
-        self._rows_on = facts.get("rows_on")
+        self._followed = facts.get("followed", False)
         self._plan(facts["rows"], facts["itemsize"], facts["strategy"])
         self._stack.enter_context(job_folder(self._bounds["folder"]))
         if self.bill.strategy == "sketch":
@@ -132,7 +133,9 @@ class LayerPairs:
         count = len(next(iter(batch.values())))
         if self._widths is None:
             self._widths = {name: int(x.shape[1]) for name, x in batch.items()}
-            self._rows_on = "cuda" if can_follow(next(iter(batch.values()))) else None
+            first = next(iter(batch.values()))
+            self._rows_on = "cuda" if can_follow(first) else None
+            self._followed = library_for(first) is not np
             self._start(count, max(x.element_size() for x in batch.values()))
             self._file.facts["values"] = values_of_first(batch)
         check_same_layers(batch, self._widths)
@@ -194,7 +197,7 @@ class LayerPairs:
             "widths": list(self._widths.items()),
             "rows": count,
             "itemsize": itemsize,
-            "rows_on": self._rows_on,
+            "followed": self._followed,
         }
         if way == "sketch":
             self._start_sketches(itemsize)
@@ -205,8 +208,7 @@ class LayerPairs:
         assert self._widths is not None  # noqa: S101 - `add` set them
         way, own = self.bill.strategy, [(name, name) for name in self._widths]
         if way == "qr":
-            device = "cpu" if self._library() is np else "cuda"
-            self.factor = QRMoments(self._widths, self._options["nonfinite"], device)
+            self.factor = QRMoments(self._widths, self._options["nonfinite"], current_device(self._library()))
             return
         cross = cross_pairs(self._widths) if way == "covariance" else []
         self.moments = Moments(self._widths, pairs=own + cross, **self._options)
@@ -230,10 +232,7 @@ class LayerPairs:
 
     def _library(self) -> Library:
         """Return the library of what is made of rows: on the device that was asked for, or where they are."""
-        where = self._options["device"] or self._rows_on
-        if self._options["device"] is None and cupy_here() is None:
-            where = None
-        return library_for(None, where or "cpu")
+        return library_for(None, self._options["device"] or ("cuda" if self._followed else "cpu"))
 
     def _ways(self) -> tuple[Way, ...]:
         measure, ridge, nonfinite = self._pairing["measure"], self._pairing["ridge"], self._options["nonfinite"]

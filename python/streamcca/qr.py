@@ -23,7 +23,6 @@ from streamcca.errors import InputError
 from streamcca.moments import NonFinite
 from streamcca.qr_blocks import opened, qr_cost
 from streamcca.qr_state import Buffers, Factor, State, configuration
-from streamcca.sources import accumulate_pair, two_views
 from streamcca.views import check_option, checked_views
 
 
@@ -391,21 +390,3 @@ class QRMoments:
     def __repr__(self) -> str:
         views = ", ".join(f"{name!r}: {width}" for name, width in self._views.items())
         return f"QRMoments(n={self.n}, views={{{views}}})"
-
-
-def qr_moments_of(
-    data: tuple[Any, ...], *, nonfinite: NonFinite = "raise", progress: Any = "auto"
-) -> tuple[QRMoments, str, str]:
-    """Return `QRMoments` and the names of two views, for everything that the measures accept as data.
-
-    Parameters
-    ----------
-    data
-        ``(moments, 'a', 'b')``, or ``(moments,)`` if these `QRMoments` have two views; ``(X, Y)``, arrays (n, d),
-        memory maps or paths of ``.npy`` files; or ``(batches,)``, an iterable of pairs of arrays.
-    nonfinite, progress
-        As in `svcca`.
-    """
-    if data and isinstance(data[0], QRMoments):
-        return two_views(data[0], data[1:])
-    return accumulate_pair(QRMoments, data, progress, nonfinite=nonfinite), "x", "y"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from streamcca._backend import FloatArray, TruncatedView
 from streamcca.errors import InputError, NumericError, StreamCCAWarning
 from streamcca.kept import KeptView
+from streamcca.moments import NonFinite
 from streamcca.pairing import Measure, result_of
 from streamcca.qr import QRMoments
 from streamcca.qr_bounds import Variates, bounds_of
 from streamcca.qr_svd import lapack_svd
 from streamcca.qr_truncate import Cut, cut_view
 from streamcca.results import CCAResult
+from streamcca.sources import accumulate_pair, two_views
 from streamcca.subspace import Rule, Truncated
 
 PRECISION = "float64 (QR)"
@@ -184,3 +186,21 @@ def _shares(x: Cut, y: Cut, variates: Variates, side: str) -> FloatArray:
     sizes = np.abs(loadings).sum(axis=0)
     result: FloatArray = sizes / sizes.sum()
     return result
+
+
+def qr_moments_of(
+    data: tuple[Any, ...], *, nonfinite: NonFinite = "raise", progress: Any = "auto"
+) -> tuple[QRMoments, str, str]:
+    """Return `QRMoments` and the names of two views, for everything that the measures accept as data.
+
+    Parameters
+    ----------
+    data
+        ``(moments, 'a', 'b')``, or ``(moments,)`` if these `QRMoments` have two views; ``(X, Y)``, arrays (n, d),
+        memory maps or paths of ``.npy`` files; or ``(batches,)``, an iterable of pairs of arrays.
+    nonfinite, progress
+        As in `svcca`.
+    """
+    if data and isinstance(data[0], QRMoments):
+        return two_views(data[0], data[1:])
+    return accumulate_pair(QRMoments, data, progress, nonfinite=nonfinite), "x", "y"

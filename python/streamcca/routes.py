@@ -17,7 +17,8 @@ from streamcca.kept_sums import kept_sums
 from streamcca.moments import Moments
 from streamcca.passes import PairPasses
 from streamcca.plan import Strategy, Way, kept_by, plan_among
-from streamcca.qr import QRMoments, qr_moments_of
+from streamcca.qr import QRMoments
+from streamcca.qr_cca import qr_moments_of
 from streamcca.results import CCAResult
 from streamcca.similarity.canonical import correlate_views
 from streamcca.sketch_route import sketch_refuses, sketch_svcca

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
-from streamcca.arrays import AnyArray, Library, library_for, to_host
+from streamcca.arrays import AnyArray, Library, current_device, library_for, to_host
 from streamcca.checkpoint import Checkpoint, check_same_job, packed, part_of
 from streamcca.errors import InputError, StateFileError, StreamCCAWarning
 from streamcca.moments import Moments
@@ -114,7 +114,7 @@ class Job:
 
     def _start(self) -> None:
         kind: Any = RangeFinder if self.options.range_finder else Sketch
-        device = "cpu" if self._library is np else "cuda"
+        device = current_device(self._library)
         if self._saved is None:
             starts = [kind(width, self.directions(i), self.dtype, device) for i, width in enumerate(self.widths)]
         else:

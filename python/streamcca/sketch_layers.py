@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamcca import wide
-from streamcca.arrays import AnyArray, Library, to_host
+from streamcca.arrays import AnyArray, Library, current_device, to_host
 from streamcca.checkpoint import part_of
 from streamcca.errors import InputError, MemoryLimitError, NonFiniteError, StreamCCAWarning
 from streamcca.layers_checkpoint import LayersCheckpoint
@@ -104,7 +104,7 @@ class LayerSketches:
         self._sketching, self._bill, self._threads = sketching, bill, threads
         wanted = sketching.precision
         self.dtype = np.dtype(np.float64 if wanted == "float64" or (wanted == "auto" and double) else np.float32)
-        self._library, self._device = library, "cpu" if library is np else "cuda"
+        self._library, self._device = library, current_device(library)
         self._views = {name: View(name, width, library) for name, width in views.items()}
         widths, size = tuple(views.values()), self.dtype.itemsize
         self._directions = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from streamcca import _backend
 from streamcca._backend import FloatArray, TruncatedView
-from streamcca.device_algebra import decomposed_there, view_operand
+from streamcca.device_algebra import view_operand
 from streamcca.errors import AccuracyWarning, InputError, StreamCCAError
 from streamcca.kept import KeptView, nothing
 from streamcca.moments import Moments
@@ -165,21 +165,12 @@ class Truncated:
 
 def truncate_view(moments: Moments, view: str, rule: Rule, value: float, ridge: float = 0.0) -> Truncated:
     """Truncate one view; `value` is the rule's value for this side."""
-    library = decomposed_there(moments)
-    covariance: Any
-    if library is None:
-        covariance, rounding = moments._covariance(view, view)
-        variances, finite = np.diag(covariance).copy(), np.isfinite(covariance).all()
-    else:
-        covariance, variances, rounding = view_operand(moments, view, library)
-        finite = np.isfinite(variances).all()  # a NaN anywhere in a column is in its variance, too
-    if not finite:
+    covariance, rounding = view_operand(moments, view)
+    variances = covariance.diagonal().copy()
+    if not np.isfinite(variances).all():  # what is not finite in a column is not in its variance either
         raise InputError(f"view {view!r}: the moments are not finite, since rows with NaN were let through")
     try:
-        if library is None:
-            native = _backend.truncate(covariance, rounding, rule.name, value, ridge)
-        else:
-            native = _backend.truncate_operand(covariance, variances, rounding, rule.name, value, ridge)
+        native = _backend.truncate(covariance, rounding, rule.name, value, ridge)
     except StreamCCAError as error:
         raise type(error)(f"view {view!r}: {error}") from None
     mean = moments.mean(view)
