@@ -197,6 +197,16 @@ def wide_markdown(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def cuda_markdown(results: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table of bars in docs/cuda.md."""
+    lines = _table("case", "bar", "measured", "reached")
+    for result in _of(results, "cuda"):
+        for bar in result["bars"]:
+            measured = bar["text"].split(" (torch")[0]
+            lines.append(_row(result["case"], bar["bar"], measured, "yes" if bar["reached"] else "**no**"))
+    return lines
+
+
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Percent of the multiply-add peak against the width, one line per contender."""
     from matplotlib.figure import Figure

@@ -145,6 +145,7 @@ def test_a_worker_that_dies_is_named(benchmarks, tmp_path):
         ("docs/numerics.md", "accuracy_markdown"),
         ("docs/measures.md", "identification_markdown"),
         ("docs/which-route.md", "wide_markdown"),
+        ("docs/cuda.md", "cuda_markdown"),
     ],
 )
 def test_documents_show_the_committed_results(file, table, benchmarks):
@@ -164,7 +165,8 @@ def test_the_picture_of_the_committed_results(benchmarks, tmp_path):
 
 def test_committed_results_are_of_the_full_size():
     found = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
-    assert found.keys() == {"covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide"}
+    known = {"covariance", "truncation", "svcca", "files", "accuracy", "hooks", "identification", "wide", "cuda"}
+    assert found.keys() == known
     for name, document in found.items():
         assert re.fullmatch(rf"python -m benchmarks {name}( --rounds [3-9])?", document["command"])
         assert document["results"], name

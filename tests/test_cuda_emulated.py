@@ -114,6 +114,63 @@ def test_groups_of_warps_give_the_bits_of_single_ones(n, weighted, rng):
         np.testing.assert_array_equal(one.covariance(pair, 0)[0], other.covariance(pair, 0)[0])
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64", "mixed"])
+def test_units_of_two_tiles_give_the_bits_of_single_ones(kind, rng):
+    """Together where one plane of each is multiplied, one after the other where not; an odd number of slabs."""
+    widths, n = [300, 140], 64 * 4 + 5
+    rows = [whole_numbers(rng, n, d, 31) + rng.standard_normal((n, d)) / 8 for d in widths]
+    if kind == "mixed":  # groups of one plane and of three in one view
+        rows[0][:, 128:256] = whole_numbers(rng, n, 128, 31)
+    tensors = [torch.from_numpy(x).to(getattr(torch, "float32" if kind == "mixed" else kind)) for x in rows]
+    one, other = (Run(widths, ladder=rung).add(*tensors) for rung in ("tensor", "hopper"))
+    assert any(_cuda.NO_TILE not in unit for unit in other.native.units())
+    for key in ("moments", "sums", "squares"):
+        for a, b in zip(one.native.save()[key], other.native.save()[key], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def spread(x, by):
+    """The same values, rows `by` elements further apart."""
+    wide = torch.zeros((len(x), x.shape[1] + by), dtype=x.dtype)
+    wide[:, : x.shape[1]] = x
+    return wide[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("mean", [0, 3])
+@pytest.mark.parametrize("width", [24, 21])
+def test_rows_are_the_same_in_chunks_of_16_bytes_and_element_by_element(dtype, mean, width, rng):
+    x = torch.from_numpy(rng.standard_normal((400, width)) + mean).to(getattr(torch, dtype))
+    aligned, crooked = spread(x, -width % 8 or 8), spread(x, 8 - width % 8 + 1)
+    assert x.stride(0) * x.element_size() % 16 == 0 or width == 21
+    states = []
+    for rows in (x, aligned, crooked, x.T.contiguous().T):
+        run = Run([width])
+        for first, last in itertools.pairwise((0, 290, 300, 301, 400)):  # ends within strips and slabs
+            run.add(rows[first:last])
+        states.append(run.native.save())
+    for state in states[1:]:
+        for key in ("moments", "sums", "squares", "shift"):
+            np.testing.assert_array_equal(state[key][0], states[0][key][0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e300])
+def test_every_bad_value_is_found(dtype, value, rng):
+    """In rows that lie densely, in chunks, or anyhow; also in the last columns; and of a list."""
+    if value == -1e300 and dtype != "float64":
+        value = -1e30 if dtype != "float16" else -np.inf
+    for width in (24, 21):
+        good = torch.from_numpy(rng.standard_normal((70, width))).to(getattr(torch, dtype))
+        for row, column in ((0, 0), (69, width - 1), (int(rng.integers(70)), int(rng.integers(width)))):
+            x = good.clone()
+            x[row, column] = value
+            for rows in (x, spread(x, -width % 8 or 8), spread(x, 9 - width % 8), x.T.contiguous().T):
+                for weights in (None, np.ones(70)):
+                    with pytest.raises(ValueError, match=f"row {row} of a batch"):
+                        _ = Run([width]).add(rows, weights=weights).native.rows
+
+
 def test_the_naive_rung_is_right(rng):
     rows = rng.standard_normal((700, 7))
     run = Run([7], ladder="naive").add(rows)
@@ -236,7 +293,7 @@ def test_cuts_do_not_change_a_bit(cuts, dtype, block):
 
 def test_a_block_length_is_a_constant_of_the_kind(rng):
     """What the kernels are built with for users, once around: more rows than a block, and a rest."""
-    x = rng.standard_normal((_cuda.BLOCK_ROWS[0] + 300, 3)).astype(np.float32)
+    x = rng.standard_normal((_cuda.BLOCK_ROWS + 300, 3)).astype(np.float32)
     run = Run([3], block=0).add(x)
     found, (relative, _, raw) = run.host().covariance(0, 1)
     assert relative <= MOST
@@ -255,7 +312,17 @@ def test_the_schedule_has_every_wanted_tile_once(widths, data):
         for r in range(groups[a])
         for c in range(r if a == b else 0, groups[b])
     ]
-    assert sorted(Run(widths, pairs).native.tasks()) == sorted(wanted)
+    native = Run(widths, pairs).native
+    assert sorted(native.tasks()) == sorted(wanted)
+    # Units: every tile once, two of one pair of views together, which need three groups at most.
+    units = [[tile for tile in unit if tile != _cuda.NO_TILE] for unit in native.units()]
+    assert sorted(itertools.chain.from_iterable(units)) == list(range(len(wanted)))
+    assert all(len({group for tile in unit for group in native.tasks()[tile]}) <= 3 for unit in units)
+    pair_of = np.repeat(
+        range(len(pairs)), [groups[a] * (groups[a] + 1) // 2 if a == b else groups[a] * groups[b] for a, b in pairs]
+    )
+    assert all(len({pair_of[tile] for tile in unit}) == 1 for unit in units)
+    assert sum(len(unit) == 1 for unit in units) <= len(pairs)
 
 
 def test_matrices_on_the_device(rng):
@@ -324,7 +391,7 @@ def test_states_that_do_not_fit_are_refused(rng):
         Run([4], precision="float32").native.restore(state)
     with pytest.raises(ValueError, match="multiple of 64"):
         Run([4], block=100)
-    with pytest.raises(ValueError, match="expected one of 'naive', 'tiled', 'tensor'"):
+    with pytest.raises(ValueError, match="expected one of 'best', 'naive', 'tiled', 'tensor'"):
         Run([4], ladder="wgmma")
 
 

@@ -49,10 +49,13 @@ std::unique_ptr<Accumulator> make(const std::vector<std::string>& names, const s
   options.nonfinite = parse<cuda::NonFinite>(
       nonfinite, {{"raise", cuda::NonFinite::raise}, {"skip", cuda::NonFinite::skip}, {"propagate", cuda::NonFinite::propagate}},
       "nonfinite");
-  options.ladder = parse<cuda::Ladder>(
-      ladder,
-      {{"naive", cuda::Ladder::naive}, {"tiled", cuda::Ladder::tiled}, {"tensor", cuda::Ladder::tensor}, {"hopper", cuda::Ladder::hopper}},
-      "ladder");
+  options.ladder = parse<cuda::Ladder>(ladder,
+                                       {{"best", cuda::Ladder::best},
+                                        {"naive", cuda::Ladder::naive},
+                                        {"tiled", cuda::Ladder::tiled},
+                                        {"tensor", cuda::Ladder::tensor},
+                                        {"hopper", cuda::Ladder::hopper}},
+                                       "STREAMCCA_CUDA_LADDER");
   options.device = device;
   options.block_rows = block_rows;
   return std::make_unique<Accumulator>(views, wanted, options);
@@ -240,6 +243,12 @@ PYBIND11_MODULE(_cuda, m) {
              for (const cuda::Task& task : self.tasks()) result.emplace_back(task.row_group, task.col_group);
              return result;
            })
+      .def("units",
+           [](const cuda::Accumulator& self) {
+             std::vector<std::pair<std::uint32_t, std::uint32_t>> result;
+             for (const cuda::Unit& unit : self.units()) result.emplace_back(unit.tile[0], unit.tile[1]);
+             return result;
+           })
       .def_property_readonly("rows", py::cpp_function(&cuda::Accumulator::rows, Released()))
       .def_property_readonly("weight", py::cpp_function(&cuda::Accumulator::weight, Released()))
       .def_property_readonly("skipped", py::cpp_function(&cuda::Accumulator::skipped, Released()))
@@ -249,5 +258,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("device_count", &device_count);
   m.def("device_name", &cuda::device_name, py::arg("device"));
   m.attr("EMULATED") = cuda::is_emulated();
-  m.attr("BLOCK_ROWS") = py::make_tuple(cuda::kBlockRows32, cuda::kBlockRows64);
+  m.attr("NO_TILE") = cuda::kNoTile;
+  m.attr("BLOCK_ROWS") = cuda::kMostBlockRows;
 }

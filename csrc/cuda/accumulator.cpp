@@ -12,16 +12,16 @@ namespace streamcca::cuda {
 namespace {
 
 // Largest packed value, root of the weight included, so that no sum of a block overflows float32; in float64 the state sums all rows.
-constexpr double kLargest32 = 2.5e17;
+constexpr double kLargest32 = 1.25e17;
+static_assert(kLargest32 * kLargest32 * kMostBlockRows < 3e38);
 constexpr double kLargestSum64 = 1e306;
 constexpr double kLargestWeight = 1e12;
 // Rows whose rounding is accounted for at once, as on the CPU.
-constexpr std::size_t kChain32 = 256;
+constexpr double kChain32 = 256;
 
 constexpr double square(double x) { return x * x; }
-constexpr std::size_t round_up(std::size_t a, std::size_t b) { return (a + b - 1) / b * b; }
 
-std::size_t value_bytes(Products products) { return products == Products::f32 ? kSlabs * sizeof(std::uint16_t) : sizeof(double); }
+std::size_t value_bytes(Products products) { return products == Products::f32 ? kPlaneSets * sizeof(std::uint16_t) : sizeof(double); }
 
 void check_weight(double weight, std::size_t row) {
   if (weight >= 0 && weight <= kLargestWeight) return;
@@ -33,27 +33,13 @@ void check_weight(double weight, std::size_t row) {
 }  // namespace
 
 Accumulator::Accumulator(std::vector<View> views, std::vector<Pair> pairs, const Options& options)
-    : views_(std::move(views)), pairs_(std::move(pairs)), options_(options), schedule_(views_, pairs_, kGeometry) {
+    : views_(std::move(views)),
+      pairs_(std::move(pairs)),
+      options_(options),
+      schedule_(views_, pairs_, kGeometry),
+      plan_(views_, pairs_, schedule_) {
   if (views_.size() >= std::size_t{1} << kViewBits) throw Error(ErrorKind::value, "views: more than a million of them");
   if (options_.block_rows % kBlankRows) throw Error(ErrorKind::value, "block_rows: expected a multiple of 64");
-  for (std::size_t p = 0; p < pairs_.size(); ++p) {
-    first_task_.push_back(tasks_.size());
-    const std::size_t across = round_up(views_[pairs_[p].col_view].width, kTile) / kTile;
-    const std::size_t down = round_up(views_[pairs_[p].row_view].width, kTile) / kTile;
-    places_.emplace_back(down * across, ~0u);
-    for (std::size_t s = schedule_.first_strip(p); s < schedule_.last_strip(p); ++s) {
-      const Strip& strip = schedule_.strips()[s];
-      schedule_.for_each_tile(strip, [&](std::size_t slice, Tile tile, std::size_t) {
-        for (std::size_t v = tile.first_vector; v < tile.first_vector + tile.vectors; ++v) {
-          const std::size_t column = strip.first_column / kTile + v;
-          places_[p][slice * across + column] = static_cast<std::uint32_t>(tasks_.size() - first_task_[p]);
-          tasks_.push_back({static_cast<std::uint32_t>(schedule_.first_group(pairs_[p].row_view) + slice),
-                            static_cast<std::uint32_t>(schedule_.first_group(pairs_[p].col_view) + column)});
-        }
-      });
-    }
-  }
-  first_task_.push_back(tasks_.size());
 }
 
 Accumulator::~Accumulator() {
@@ -65,8 +51,8 @@ Accumulator::~Accumulator() {
     }
   } catch (const Error&) {  // the driver has shut down: so has its memory
   }
-  for (Buffer* b :
-       {&status_, &device_tasks_, &shift_, &head_, &head_roots_, &packed_, &planes_, &halves_, &strips_, &sums_, &parts_, &bad_})
+  for (Buffer* b : {&status_, &device_tasks_, &device_units_, &shift_, &head_, &head_roots_, &packed_, &planes_, &halves_, &strips_, &sums_,
+                    &parts_, &bad_})
     b->follow(nullptr);
   if (state_) state_->follow(nullptr);
   if (refused_) release_pinned(const_cast<unsigned*>(refused_));
@@ -110,9 +96,7 @@ Products Accumulator::products_for(const std::vector<Rows>& rows) const {
   return now_.products;
 }
 
-std::size_t Accumulator::depth() const {
-  return options_.block_rows ? options_.block_rows : now_.products == Products::f32 ? kBlockRows32 : kBlockRows64;
-}
+std::size_t Accumulator::depth() const { return options_.block_rows ? options_.block_rows : block_rows(columns()); }
 
 void Accumulator::use(Stream stream) {
   if (last_ && stream != stream_) last_->hold_back(stream);
@@ -122,6 +106,7 @@ void Accumulator::use(Stream stream) {
 // ---------------------------------------------------------------- update
 
 void Accumulator::start(Products products) {
+  if (options_.ladder == Ladder::best) options_.ladder = has_warp_groups(options_.device) ? Ladder::hopper : Ladder::tensor;
   if (options_.ladder == Ladder::hopper && !has_warp_groups(options_.device)) {
     throw Error(
         ErrorKind::device,
@@ -132,8 +117,9 @@ void Accumulator::start(Products products) {
   now_.products = products;
   now_.narrow.assign(views_.size(), true);
   now_.half = now_.narrow;
-  splits_ = splits_for(tasks_.size(), depth());
-  const std::size_t state = tasks_.size() * kTileSize * sizeof(double), packed = columns() * depth() * value_bytes(products);
+  const bool by_units = options_.ladder == Ladder::hopper && products == Products::f32;
+  splits_ = splits_for(by_units ? plan_.units.size() : plan_.tasks.size(), depth());
+  const std::size_t state = plan_.tasks.size() * kTileSize * sizeof(double), packed = columns() * depth() * value_bytes(products);
   const std::size_t strips = 2 * (depth() / kStrip) * columns() * sizeof(double), head = kHead * columns() * sizeof(double);
   const std::size_t parts = splits_ > 1 ? splits_ * state : 0;
   if (!state_ || packed_.bytes() != packed) {
@@ -146,9 +132,8 @@ void Accumulator::start(Products products) {
     }
     try {
       if (!last_) last_ = std::make_unique<Event>();
-      if (!refused_) refused_ = static_cast<volatile unsigned*>(allocate_pinned(sizeof(unsigned)));
+      if (!refused_) refused_ = static_cast<volatile unsigned*>(allocate_pinned((1 + views_.size()) * sizeof(unsigned)));
       if (!status_copy_) status_copy_ = static_cast<Status*>(allocate_pinned(sizeof(Status)));
-      *refused_ = 0;
       state_ = std::make_shared<Buffer>(state, stream_);
       packed_ = Buffer(packed, stream_);
       strips_ = Buffer(strips, stream_);
@@ -160,13 +145,15 @@ void Accumulator::start(Products products) {
       planes_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
       halves_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
       status_ = uploads_.send(&seen_, sizeof seen_, stream_);
-      device_tasks_ = uploads_.send(tasks_.data(), tasks_.size() * sizeof(Task), stream_);
+      device_tasks_ = uploads_.send(plan_.tasks.data(), plan_.tasks.size() * sizeof(Task), stream_);
+      device_units_ = uploads_.send(plan_.units.data(), plan_.units.size() * sizeof(Unit), stream_);
     } catch (...) {
       now_ = Counters{};
       state_.reset();
       throw;
     }
   }
+  for (std::size_t i = 0; i <= views_.size(); ++i) refused_[i] = 0;
   fill(state_->as<void>(), 0, state, stream_);
   fill(sums_.as<void>(), 0, sums_.bytes(), stream_);
   fill(head_.as<void>(), 0, head, stream_);
@@ -305,6 +292,7 @@ void Accumulator::append(std::vector<Batch> batches, const std::vector<double>& 
       pack.strip_sums = strips_.as<double>();
       pack.strip_squares = strips_.as<double>() + depth() / kStrip * columns();
       pack.narrow = now_.narrow[v];
+      pack.unmoved = refused_[1 + v] == kUnmoved;
       pack.halves = halves_.as<std::uint32_t>();
       pack.half = now_.half[v];
       pack_rows(pack, now_.products, stream_);
@@ -327,6 +315,7 @@ void Accumulator::settle() {
   choose_shift({ticket(), head_.as<double>(), head_roots_.as<double>(), rows, columns(), now_.products, now_.products == Products::f32,
                 shift_.as<double>()},
                stream_);
+  report_shifts();
   std::vector<Batch> batches;
   const auto size = static_cast<std::ptrdiff_t>(sizeof(double));
   for (std::size_t v = 0; v < views_.size(); ++v) {
@@ -351,11 +340,19 @@ void Accumulator::settle() {
   now_.block_weight = counted.weight * static_cast<double>(now_.fill) / static_cast<double>(rows);
 }
 
-Product Accumulator::product_of(std::size_t first, std::size_t count, double* target) const {
+void Accumulator::report_shifts() {
+  for (std::size_t v = 0; v < views_.size(); ++v)
+    report_shift({ticket(), shift_.as<double>() + first_column(v), first_column(v + 1) - first_column(v), refused_ + 1 + v}, stream_);
+}
+
+Product Accumulator::product_of(std::size_t first, std::size_t last, double* target) const {
   Product product;
   product.ticket = ticket();
-  product.tasks = device_tasks_.as<Task>() + first;
-  product.count = count;
+  product.first_tile = plan_.first_task[first];
+  product.tasks = device_tasks_.as<Task>() + product.first_tile;
+  product.count = plan_.first_task[last] - product.first_tile;
+  product.units = device_units_.as<Unit>() + plan_.first_unit[first];
+  product.unit_count = plan_.first_unit[last] - plan_.first_unit[first];
   product.splits = splits_;
   product.depth = depth();
   product.rows = now_.fill;
@@ -368,7 +365,7 @@ Product Accumulator::product_of(std::size_t first, std::size_t count, double* ta
 }
 
 void Accumulator::flush() {
-  multiply(product_of(0, tasks_.size(), state_->as<double>()), now_.products, options_.ladder, stream_);
+  multiply(product_of(0, pairs_.size(), state_->as<double>()), now_.products, options_.ladder, stream_);
   const double* strips = strips_.as<double>();
   add_columns({ticket(), strips, strips + depth() / kStrip * columns(), (now_.fill + kStrip - 1) / kStrip, columns(), sums_.as<double>(),
                sums_.as<double>() + columns(), planes_.as<std::uint32_t>()},
@@ -386,8 +383,11 @@ double Accumulator::block_variance(double rows, double weight, double total) con
   if (!(rows > 0)) return 0;
   const bool narrow = now_.products == Products::f32;
   const double unit = narrow ? kUnit32 : kUnit64;
-  const double chain = std::min(rows, static_cast<double>(narrow ? kChain32 : depth() / splits_));
-  return (square(0.3 * unit) * chain + square(0.6 * unit) / chain) * square(weight) * (chain / rows) + square(0.5 * kUnit64 * total);
+  const double part = std::min(rows, static_cast<double>(depth() / splits_)), chain = narrow ? std::min(part, kChain32) : part;
+  double variance = (square(0.3 * unit) * chain + square(0.6 * unit) / chain) * square(weight) * (chain / rows);
+  // Sums of chains are added in float32; a sum that grows is rounded with a third of the variance of its end.
+  if (narrow) variance += square(0.3 * unit) * (part / static_cast<double>(kPromoteNarrow) / 3) * square(weight) * (part / rows);
+  return variance + square(0.5 * kUnit64 * total);
 }
 
 }  // namespace streamcca::cuda

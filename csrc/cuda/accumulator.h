@@ -21,6 +21,7 @@
 #include "core/uncertainty.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
+#include "cuda/tile_plan.h"
 #include "cuda/uploads.h"
 
 namespace streamcca::cuda {
@@ -32,8 +33,8 @@ struct Options {
   Precision precision = Precision::automatic;
   NonFinite nonfinite = NonFinite::raise;
   int device = -1;  // of the first batch
-  Ladder ladder = Ladder::tensor;
-  std::size_t block_rows = 0;  // for tests; 0: kBlockRows32 or kBlockRows64
+  Ladder ladder = Ladder::best;
+  std::size_t block_rows = 0;  // for tests; 0: as layout.h says
 };
 
 // As State of cpu/accumulator.h, without pending rows once the shift is settled: they are in the moments.
@@ -76,7 +77,8 @@ class Accumulator {
 
   // The tiles of the state themselves, without pending rows, and which groups each multiplies; none before 256 rows.
   SharedBuffer tiles();
-  const std::vector<Task>& tasks() const { return tasks_; }
+  const std::vector<Task>& tasks() const { return plan_.tasks; }
+  const std::vector<Unit>& units() const { return plan_.units; }
   // The covariance of a pair with all rows so far, row-major, in new memory on the device; `stream` may use it at once.
   SharedBuffer covariance(std::size_t pair, double ddof, Stream stream);
   // Of moments that have a shift, from a few numbers a column: the mean row of a view, and what rounding did to a view's own pair.
@@ -112,9 +114,11 @@ class Accumulator {
   void check_values(const std::vector<Batch>& batches, const std::vector<double>& weights);
   void append(std::vector<Batch> batches, const std::vector<double>& weights, bool to_head);
   void settle();
+  void report_shifts();
   void flush();
   double block_variance(double rows, double weight, double total) const;
-  Product product_of(std::size_t first, std::size_t count, double* target) const;
+  // Of the tiles of pairs [first, last).
+  Product product_of(std::size_t first, std::size_t last, double* target) const;
   // Tiles of a pair with all rows: the state's own where no rows are pending, else a copy with them.
   std::pair<double*, Buffer> tiles_with_pending(std::size_t pair);
   Buffer columns_with_pending();
@@ -126,9 +130,7 @@ class Accumulator {
   const std::vector<Pair> pairs_;
   Options options_;
   const Schedule schedule_;
-  std::vector<Task> tasks_;
-  std::vector<std::size_t> first_task_;             // by pair, and the end
-  std::vector<std::vector<std::uint32_t>> places_;  // by pair: number of a tile within the pair, by row and column of tiles
+  const TilePlan plan_;
   std::size_t splits_ = 1;
   std::mutex mutex_;
 
@@ -139,10 +141,10 @@ class Accumulator {
   Stream stream_ = nullptr;
   std::unique_ptr<Event> last_;
 
-  volatile unsigned* refused_ = nullptr;  // pinned
+  volatile unsigned* refused_ = nullptr;  // pinned: whether a batch was refused, then what is known of each view's shift (0: nothing yet)
   Status* status_copy_ = nullptr;         // pinned
   Uploads uploads_;
-  Buffer status_, device_tasks_, shift_, head_, head_roots_, packed_, planes_, halves_, strips_, sums_, parts_;
+  Buffer status_, device_tasks_, device_units_, shift_, head_, head_roots_, packed_, planes_, halves_, strips_, sums_, parts_;
   Buffer bad_;  // of the present batch
   SharedBuffer state_;
 };

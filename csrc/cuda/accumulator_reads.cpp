@@ -91,14 +91,15 @@ Products Accumulator::products() {
 }
 
 std::pair<double*, Buffer> Accumulator::tiles_with_pending(std::size_t pair) {
-  const std::size_t first = first_task_[pair], count = first_task_[pair + 1] - first;
+  const std::size_t first = plan_.first_task[pair], count = plan_.first_task[pair + 1] - first;
   double* own = state_->as<double>() + first * kTileSize;
   if (now_.fill == 0) return {own, Buffer()};
   Buffer scratch(count * kTileSize * sizeof(double), stream_);
   copy(scratch.as<void>(), own, scratch.bytes(), stream_);
   const std::size_t tail = (now_.fill + kBlankRows - 1) / kBlankRows * kBlankRows - now_.fill;
-  if (tail) blank_slots({ticket(), 0, schedule_.groups(), now_.fill, tail, depth(), 0, kSlabs, packed_.as<void>()}, now_.products, stream_);
-  multiply(product_of(first, count, scratch.as<double>()), now_.products, options_.ladder, stream_);
+  if (tail)
+    blank_slots({ticket(), 0, schedule_.groups(), now_.fill, tail, depth(), 0, kPlaneSets, packed_.as<void>()}, now_.products, stream_);
+  multiply(product_of(pair, pair + 1, scratch.as<double>()), now_.products, options_.ladder, stream_);
   double* tiles = scratch.as<double>();
   return {tiles, std::move(scratch)};
 }
@@ -148,7 +149,7 @@ Uncertainty Accumulator::uncertainty(std::size_t pair, double ddof) {
   const auto [tiles, scratch] = tiles_with_pending(pair);
   std::vector<double> diagonal;
   for (std::size_t t = 0; t < across; ++t) {
-    const std::vector<double> tile = fetch(tiles + places_[pair][t * across + t] * kTileSize, kTileSize);
+    const std::vector<double> tile = fetch(tiles + plan_.places[pair][t * across + t] * kTileSize, kTileSize);
     for (std::size_t c = 0; c < kTile && diagonal.size() < width; ++c) diagonal.push_back(tile[c * (kTile + 1)]);
   }
   const double weight = now_.weight - seen_.skipped_weight;
@@ -202,14 +203,14 @@ Snapshot Accumulator::save() {
   }
   for (std::size_t p = 0; p < pairs_.size(); ++p) {
     const auto [device_tiles, scratch] = tiles_with_pending(p);
-    const std::vector<double> tiles = fetch(device_tiles, (first_task_[p + 1] - first_task_[p]) * kTileSize);
+    const std::vector<double> tiles = fetch(device_tiles, (plan_.first_task[p + 1] - plan_.first_task[p]) * kTileSize);
     const std::size_t height = views_[pairs_[p].row_view].width, width = views_[pairs_[p].col_view].width;
     const std::size_t across = (width + kTile - 1) / kTile;
     std::vector<double> moments;
     moments.reserve(pairs_[p].with_itself() ? width * (width + 1) / 2 : height * width);
     for (std::size_t r = 0; r < height; ++r) {
       for (std::size_t c = pairs_[p].with_itself() ? r : 0; c < width; ++c)
-        moments.push_back(tiles[places_[p][r / kTile * across + c / kTile] * kTileSize + r % kTile * kTile + c % kTile]);
+        moments.push_back(tiles[plan_.places[p][r / kTile * across + c / kTile] * kTileSize + r % kTile * kTile + c % kTile]);
     }
     s.moments.push_back(std::move(moments));
   }
@@ -266,7 +267,7 @@ void Accumulator::restore(const Snapshot& s) {
     last_->record(stream_);
     return;
   }
-  std::vector<double> shift(columns()), sums(2 * columns()), tiles(tasks_.size() * kTileSize);
+  std::vector<double> shift(columns()), sums(2 * columns()), tiles(plan_.tasks.size() * kTileSize);
   for (std::size_t v = 0; v < views_.size(); ++v) {
     std::copy(s.shift[v].begin(), s.shift[v].end(), shift.begin() + static_cast<std::ptrdiff_t>(first_column(v)));
     std::copy(s.sums[v].begin(), s.sums[v].end(), sums.begin() + static_cast<std::ptrdiff_t>(first_column(v)));
@@ -278,13 +279,14 @@ void Accumulator::restore(const Snapshot& s) {
     std::size_t i = 0;
     for (std::size_t r = 0; r < height; ++r) {
       for (std::size_t c = pairs_[p].with_itself() ? r : 0; c < width; ++c)
-        tiles[(first_task_[p] + places_[p][r / kTile * across + c / kTile]) * kTileSize + r % kTile * kTile + c % kTile] =
+        tiles[(plan_.first_task[p] + plan_.places[p][r / kTile * across + c / kTile]) * kTileSize + r % kTile * kTile + c % kTile] =
             s.moments[p][i++];
     }
   }
   send(shift, shift_);
   send(sums, sums_);
   send(tiles, *state_);
+  report_shifts();
   last_->record(stream_);
 }
 
@@ -304,7 +306,7 @@ SharedBuffer Accumulator::covariance(std::size_t pair, double ddof, Stream strea
   const OnDevice on(options_.device);
   const auto [tiles, scratch] = tiles_with_pending(pair);
   const Buffer sums = columns_with_pending();
-  const Buffer places = uploads_.send(places_[pair].data(), places_[pair].size() * sizeof(std::uint32_t), stream_);
+  const Buffer places = uploads_.send(plan_.places[pair].data(), plan_.places[pair].size() * sizeof(std::uint32_t), stream_);
   const Pair& p = pairs_[pair];
   Covariance job;
   job.tiles = tiles;

@@ -1,6 +1,7 @@
 # The extension _cuda. Below the binding it needs csrc/core alone; csrc/cpu and csrc/cuda do not know each other.
 set(cuda_kernels
   csrc/cuda/rows.cu
+  csrc/cuda/pack.cu
   csrc/cuda/multiply_ordinary.cu
   csrc/cuda/multiply_planes.cu
   csrc/cuda/multiply_groups.cu
@@ -12,6 +13,7 @@ set(cuda_host
   csrc/core/uncertainty.cpp
   csrc/cuda/accumulator.cpp
   csrc/cuda/accumulator_reads.cpp
+  csrc/cuda/tile_plan.cpp
   csrc/bind/bind_errors.cpp
   csrc/bind/cuda_arrays.cpp
   csrc/bind/cuda_module.cpp)
@@ -21,12 +23,14 @@ if(STREAMCCA_EMULATE_CUDA)
   set_source_files_properties(${cuda_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
     # Rounding of vectors; and its state, which every emulated thread looks at all the time, is one addition away.
-    set_source_files_properties(csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp csrc/cuda/fibers.cpp
-      PROPERTIES COMPILE_OPTIONS "-march=native;-ftls-model=initial-exec")
+    set_source_files_properties(csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp csrc/cuda/emulator_barriers.cpp csrc/cuda/emulator_numbers.cpp
+      csrc/cuda/fibers.cpp PROPERTIES COMPILE_OPTIONS "-march=native;-ftls-model=initial-exec")
   endif()
   pybind11_add_module(_cuda NO_EXTRAS ${cuda_kernels} ${cuda_host}
-    csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp csrc/cuda/fibers.cpp csrc/cuda/runtime_emulated.cpp)
+    csrc/cuda/emulator.cpp csrc/cuda/emulator_groups.cpp csrc/cuda/emulator_barriers.cpp csrc/cuda/emulator_numbers.cpp
+    csrc/cuda/fibers.cpp csrc/cuda/runtime_emulated.cpp)
   target_link_libraries(_cuda PRIVATE streamcca_flags)
+  streamcca_hide_archives(_cuda)
   install(TARGETS _cuda LIBRARY DESTINATION streamcca)
   return()
 endif()
@@ -68,6 +72,7 @@ endif()
 pybind11_add_module(_cuda NO_EXTRAS ${cuda_kernels} ${cuda_host} csrc/cuda/runtime.cpp)
 target_include_directories(_cuda PRIVATE csrc)
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
+streamcca_hide_archives(_cuda)
 target_compile_options(_cuda PRIVATE
   $<$<COMPILE_LANGUAGE:CXX>:-O3 -Wall -Wextra -Wconversion -Wshadow>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${STREAMCCA_WERROR}>>:-Werror>

@@ -15,7 +15,10 @@
 #include <cuda_runtime.h>
 
 #define STREAMCCA_KERNEL __global__ __launch_bounds__(256)
+#define STREAMCCA_DENSE_KERNEL __global__ __launch_bounds__(256, 5)  // blocks at once on a processor: what waits for memory
+#define STREAMCCA_GROUPS_KERNEL __global__ __launch_bounds__(384, 1)
 #define STREAMCCA_DEVICE __device__ __forceinline__
+#define STREAMCCA_BOTH __host__ __device__ inline
 
 namespace streamcca::cuda {
 
@@ -27,6 +30,7 @@ STREAMCCA_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char dynamic_shared[];
   return dynamic_shared;
 }
+STREAMCCA_DEVICE void sync_warp() { __syncwarp(); }
 STREAMCCA_DEVICE unsigned ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 STREAMCCA_DEVICE void atomic_max(unsigned* p, unsigned value) { atomicMax(p, value); }
 STREAMCCA_DEVICE void atomic_max(unsigned long long* p, unsigned long long value) { atomicMax(p, value); }
@@ -79,13 +83,25 @@ STREAMCCA_DEVICE void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-STREAMCCA_DEVICE void multiply_float64(double (&c)[2], double a, double b) {
-  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c[0]), "+d"(c[1]) : "d"(a), "d"(b));
+// c (16 x 8) += a (16 x 16) b (16 x 8), fragments as of mma.m16n8k16. Four of m8n8k4 for each of its halves have the same fragments; on
+// an H200 they run at half the speed (33 against 66 TFLOP/s).
+STREAMCCA_DEVICE void multiply_float64(double& c0, double& c1, double a, double b) {
+  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c0), "+d"(c1) : "d"(a), "d"(b));
 }
+#if __CUDA_ARCH__ >= 900
+#define STREAMCCA_LARGE_FLOAT64
+STREAMCCA_DEVICE void multiply_float64(double (&c)[4], const double (&a)[8], const double (&b)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7, %8, %9, %10, %11}, {%12, %13, %14, %15}, "
+      "{%0, %1, %2, %3};"
+      : "+d"(c[0]), "+d"(c[1]), "+d"(c[2]), "+d"(c[3])
+      : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(a[4]), "d"(a[5]), "d"(a[6]), "d"(a[7]), "d"(b[0]), "d"(b[1]), "d"(b[2]), "d"(b[3]));
+}
+#endif
 
 // Instructions of warp groups, four warps that start at a multiple of 128 threads (PTX ISA, "Asynchronous Warpgroup Level Matrix
 // Instructions"), of sm_90a alone: elsewhere they trap, and the host does not launch them. The sums are in flight from the first product
-// until they are waited for, and so is the shared memory that is multiplied; what ordinary copies wrote there must be fenced first.
+// until they are waited for, and so is the shared memory that is multiplied.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define STREAMCCA_GROUP_ASM(...) asm volatile(__VA_ARGS__)
 #else
@@ -93,7 +109,41 @@ STREAMCCA_DEVICE void multiply_float64(double (&c)[2], double a, double b) {
 #endif
 
 STREAMCCA_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
-STREAMCCA_DEVICE void fence_shared_writes() { STREAMCCA_GROUP_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
+// Barriers in shared memory (PTX ISA, "mbarrier"): a phase ends when as many have arrived as it was started with and all bytes have come
+// that were announced; waiting is for the end of the phase of a parity, of which the first has 0.
+STREAMCCA_DEVICE void barrier_start(unsigned barrier, unsigned arrivals) {
+  STREAMCCA_GROUP_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// What was started by this thread is known to copies, and after sync_block() to all threads.
+STREAMCCA_DEVICE void barriers_started() {
+  STREAMCCA_GROUP_ASM("fence.mbarrier_init.release.cluster;" :: : "memory");
+  STREAMCCA_GROUP_ASM("fence.proxy.async.shared::cta;" :: : "memory");
+}
+STREAMCCA_DEVICE void barrier_arrive(unsigned barrier) {
+  STREAMCCA_GROUP_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+STREAMCCA_DEVICE void barrier_announce(unsigned barrier, unsigned bytes) {  // and arrives
+  STREAMCCA_GROUP_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+STREAMCCA_DEVICE void barrier_wait(unsigned barrier, unsigned parity) {
+  STREAMCCA_GROUP_ASM(
+      "{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra again;\ndone:\n}" ::"r"(barrier),
+      "r"(parity) : "memory");
+}
+// Copies memory that lies together, by no thread; the barrier counts what has come. Addresses and sizes are multiples of 16.
+STREAMCCA_DEVICE void copy_bulk(unsigned shared, const void* global, unsigned bytes, unsigned barrier) {
+  STREAMCCA_GROUP_ASM("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared), "l"(global),
+                      "r"(bytes), "r"(barrier) : "memory");
+}
+// How many registers each thread of a warp group has from here on.
+template <int kCount>
+STREAMCCA_DEVICE void fewer_registers() {
+  STREAMCCA_GROUP_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+STREAMCCA_DEVICE void more_registers() {
+  STREAMCCA_GROUP_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
 STREAMCCA_DEVICE void group_arrive() { STREAMCCA_GROUP_ASM("wgmma.fence.sync.aligned;" :: : "memory"); }
 STREAMCCA_DEVICE void group_commit() { STREAMCCA_GROUP_ASM("wgmma.commit_group.sync.aligned;" :: : "memory"); }
 template <int kPending>
@@ -149,7 +199,10 @@ void launch(void (*kernel)(Parameters), std::size_t blocks, unsigned threads, st
 #include "cuda/emulator.h"
 
 #define STREAMCCA_KERNEL
+#define STREAMCCA_DENSE_KERNEL
+#define STREAMCCA_GROUPS_KERNEL
 #define STREAMCCA_DEVICE inline
+#define STREAMCCA_BOTH inline
 
 namespace streamcca::cuda {
 
@@ -158,6 +211,7 @@ inline std::size_t block_index() { return emulated::block_index(); }
 inline std::size_t block_count() { return emulated::block_count(); }
 inline void sync_block() { emulated::sync_block(); }
 inline unsigned char* shared_memory() { return emulated::shared_memory(); }
+inline void sync_warp() { (void)emulated::ballot(false); }
 inline unsigned ballot(bool vote) { return emulated::ballot(vote); }
 template <class T>
 void atomic_max(T* p, T value) {
@@ -183,9 +237,20 @@ inline void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::u
 inline void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   emulated::multiply_float16(c, a, b0, b1);
 }
-inline void multiply_float64(double (&c)[2], double a, double b) { emulated::multiply_float64(c, a, b); }
+inline void multiply_float64(double& c0, double& c1, double a, double b) { emulated::multiply_float64(c0, c1, a, b); }
 inline unsigned shared_address(const void* p) { return emulated::shared_address(p); }
-inline void fence_shared_writes() { emulated::fence_shared_writes(); }
+inline void barrier_start(unsigned barrier, unsigned arrivals) { emulated::barrier_start(barrier, arrivals); }
+inline void barriers_started() { emulated::barriers_started(); }
+inline void barrier_arrive(unsigned barrier) { emulated::barrier_arrive(barrier); }
+inline void barrier_announce(unsigned barrier, unsigned bytes) { emulated::barrier_announce(barrier, bytes); }
+inline void barrier_wait(unsigned barrier, unsigned parity) { emulated::barrier_wait(barrier, parity); }
+inline void copy_bulk(unsigned shared, const void* global, unsigned bytes, unsigned barrier) {
+  emulated::copy_bulk(shared, global, bytes, barrier);
+}
+template <int>
+void fewer_registers() {}
+template <int>
+void more_registers() {}
 inline void group_arrive() { emulated::group_arrive(); }
 inline void group_commit() { emulated::group_commit(); }
 template <int kPending>
@@ -210,6 +275,16 @@ void launch(void (*kernel)(Parameters), std::size_t blocks, unsigned threads, st
 #endif
 
 namespace streamcca::cuda {
+
+#ifndef STREAMCCA_LARGE_FLOAT64
+STREAMCCA_DEVICE void multiply_float64(double (&c)[4], const double (&a)[8], const double (&b)[4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    multiply_float64(c[0], c[1], a[2 * k], b[k]);
+    multiply_float64(c[2], c[3], a[2 * k + 1], b[k]);
+  }
+}
+#endif
 
 STREAMCCA_DEVICE std::uint32_t float_bits(float x) {
   union {

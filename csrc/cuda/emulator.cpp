@@ -31,7 +31,6 @@ struct Thread {
   unsigned long value = 0;
   std::vector<Copy> open;                // copies after the last commit
   std::deque<std::vector<Copy>> groups;  // committed ones
-  bool unfenced = false;                 // copies came that no fence has shown to the tensor cores
   bool is_ready() const { return !done && !(waits_for && *waits_for == value); }
 };
 
@@ -57,14 +56,6 @@ struct Block {
 thread_local Block block;
 
 Thread& self() { return *block.threads[block.current]; }
-
-void wait_while(const unsigned long* count, unsigned long value) {
-  Thread& me = self();
-  me.waits_for = count;
-  me.value = value;
-  me.fiber.leave();
-  me.waits_for = nullptr;
-}
 
 void run_thread() {
   (*block.body)();
@@ -104,11 +95,12 @@ void fail(const char* what) {
   std::abort();
 }
 
-float from_bfloat16(std::uint16_t b) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(b) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+void wait_while(const unsigned long* count, unsigned long value) {
+  Thread& me = self();
+  me.waits_for = count;
+  me.value = value;
+  me.fiber.leave();
+  me.waits_for = nullptr;
 }
 
 unsigned block_size() { return block.size; }
@@ -124,15 +116,7 @@ const unsigned char* shared_at(unsigned address, std::size_t bytes) {
   return first + offset;
 }
 
-bool& unfenced() { return self().unfenced; }
-
-unsigned long copies_landed() { return block.landed; }
-
-void check_fenced() {
-  for (unsigned t = 0; t < block.size; ++t) {
-    if (block.threads[t]->unfenced) fail("shared memory that was written is multiplied without a fence");
-  }
-}
+unsigned long& copies_landed() { return block.landed; }
 
 void check_same(const void* values, std::size_t bytes) {
   static const char operation = 0;
@@ -173,24 +157,6 @@ unsigned ballot(bool vote) {
   });
 }
 
-float from_half(std::uint16_t h) {
-  const int exponent = (h >> 10) & 0x1f, fraction = h & 0x3ff;
-  float value = exponent == 0x1f ? (fraction ? NAN : HUGE_VALF)
-                                 : std::ldexp(static_cast<float>(exponent ? fraction | 0x400 : fraction), (exponent ? exponent : 1) - 25);
-  return h & 0x8000 ? -value : value;
-}
-
-std::uint16_t to_half(float x) {
-  const unsigned sign = std::signbit(x) ? 0x8000 : 0;
-  const float size = std::fabs(x);
-  if (!std::isfinite(x)) return static_cast<std::uint16_t>(sign | (std::isnan(x) ? 0x7e00 : 0x7c00));
-  int exponent;
-  std::frexp(size, &exponent);  // size = f 2^exponent, f from 1/2 on
-  if (size < 0x1p-14f) return static_cast<std::uint16_t>(sign | static_cast<unsigned>(std::ldexp(size, 24)));
-  return static_cast<std::uint16_t>(sign | static_cast<unsigned>(exponent + 14) << 10 |
-                                    (static_cast<unsigned>(std::ldexp(size, 11 - exponent)) & 0x3ff));
-}
-
 // ---------------------------------------------------------------- copies that take their time
 
 void copy_async(void* shared, const void* global) {
@@ -210,7 +176,7 @@ void wait_copies(int pending) {
   auto& groups = self().groups;
   while (groups.size() > static_cast<std::size_t>(pending)) {
     for (const Copy& c : groups.front()) std::memcpy(c.to, c.from, 16);
-    if (!groups.front().empty()) self().unfenced = true, ++block.landed;
+    if (!groups.front().empty()) ++block.landed;
     groups.pop_front();
   }
 }
@@ -241,48 +207,6 @@ void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]) {
     }
   });
   for (int i = 0; i < 4; ++i) r[i] = mine.r[i];
-}
-
-// c[n] + sum a[k] b[k][n] over 8 k, for 8 n. Products and c are exact, cut to multiples of the last place of the largest of them, added,
-// and cut again to 24 bits: Fasi, Higham, Mikaitis & Pranesh (2021), "Numerical behavior of NVIDIA tensor cores", without the one to three
-// bits more that cards since the T4 keep. In float64, where all of this is exact; loops over n that the compiler makes vectors of.
-void add_truncated(const float* a, const float (*b)[8], float* c) {
-  constexpr unsigned terms = 9, columns = 8;
-  double term[terms][columns], largest[columns], scale[columns], sum[columns];
-  for (unsigned n = 0; n < columns; ++n) term[8][n] = static_cast<double>(c[n]), largest[n] = std::fabs(term[8][n]), sum[n] = 0;
-  for (unsigned k = 0; k < 8; ++k) {
-    for (unsigned n = 0; n < columns; ++n) {
-      term[k][n] = static_cast<double>(a[k]) * static_cast<double>(b[k][n]);
-      largest[n] = std::fabs(term[k][n]) > largest[n] ? std::fabs(term[k][n]) : largest[n];
-    }
-  }
-  double all = 0;
-  for (unsigned n = 0; n < columns; ++n) {
-    for (unsigned k = 0; k < terms; ++k) all += std::fabs(term[k][n]);
-    std::uint64_t bits;  // 2^23 over the power of two below the largest
-    std::memcpy(&bits, &largest[n], sizeof bits);
-    bits = (std::uint64_t{2046 + 23} << 52) - (bits & (std::uint64_t{0x7ff} << 52));
-    std::memcpy(&scale[n], &bits, sizeof bits);
-  }
-  if (!std::isfinite(all)) {
-    for (unsigned n = 0; n < columns; ++n) {
-      for (unsigned k = 0; k < terms; ++k) sum[n] += term[k][n];
-      c[n] = static_cast<float>(sum[n]);
-    }
-    return;
-  }
-  for (unsigned k = 0; k < terms; ++k) {
-    for (unsigned n = 0; n < columns; ++n) sum[n] += std::trunc(term[k][n] * scale[n]);
-  }
-  for (unsigned n = 0; n < columns; ++n) {
-    const double exact = sum[n] / scale[n];
-    std::uint64_t bits;
-    std::memcpy(&bits, &exact, sizeof bits);
-    bits &= ~((std::uint64_t{1} << 29) - 1);
-    double cut;
-    std::memcpy(&cut, &bits, sizeof cut);
-    c[n] = largest[n] > 0 ? static_cast<float>(cut) : 0;
-  }
 }
 
 namespace {
@@ -352,7 +276,7 @@ void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t 
 
 // PTX ISA, "Matrix Fragments for mma.m8n8k4 with .f64 floating point type". A (8 x 4): row lane / 4, column lane % 4. B (4 x 8): row lane %
 // 4, column lane / 4. C (8 x 8): element i of 2 is in row lane / 4, column 2 (lane % 4) + i. Rounded like fused multiply-adds.
-void multiply_float64(double (&c)[2], double a, double b) {
+void multiply_float64(double& c0, double& c1, double a, double b) {
   static const char operation = 0;
   struct Operands {
     double a, b, c[2];
@@ -360,7 +284,7 @@ void multiply_float64(double (&c)[2], double a, double b) {
   struct Sums {
     double c[2];
   };
-  const Sums mine = meet<Sums>(&operation, Operands{a, b, {c[0], c[1]}}, [](const Operands* in, Sums* out) {
+  const Sums mine = meet<Sums>(&operation, Operands{a, b, {c0, c1}}, [](const Operands* in, Sums* out) {
     double left[8][4], right[4][8];
     for (unsigned lane = 0; lane < kLanes; ++lane) {
       left[lane / 4][lane % 4] = in[lane].a;
@@ -374,7 +298,7 @@ void multiply_float64(double (&c)[2], double a, double b) {
       }
     }
   });
-  for (int i = 0; i < 2; ++i) c[i] = mine.c[i];
+  c0 = mine.c[0], c1 = mine.c[1];
 }
 
 // ---------------------------------------------------------------- blocks
@@ -391,8 +315,9 @@ void run_grid(std::size_t blocks, unsigned threads, std::size_t shared, const st
     block.index = b;
     block.shared.assign(shared + 128, 0xff);
     ++block.landed;
+    forget_barriers();
     for (unsigned t = 0; t < threads; ++t) {
-      block.threads[t]->done = block.threads[t]->unfenced = false;
+      block.threads[t]->done = false;
       block.threads[t]->fiber.start(&run_thread);
     }
     for (unsigned running = threads; running;) {
@@ -409,8 +334,9 @@ void run_grid(std::size_t blocks, unsigned threads, std::size_t shared, const st
           if (self().done) --running;
         }
       }
-      if (!moved) fail("threads wait for others that have gone another way (a barrier in a branch)");
+      if (!moved && !land_bulk_copy()) fail("threads wait for others that have gone another way (a barrier in a branch)");
     }
+    if (land_bulk_copy()) fail("a block ended before its bulk copies were waited for");
     for (unsigned t = 0; t < threads; ++t) {
       if (!block.threads[t]->open.empty() || !block.threads[t]->groups.empty()) fail("a thread ended before its copies were waited for");
     }

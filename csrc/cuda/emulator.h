@@ -4,8 +4,8 @@
 //
 // Harder than the hardware in places: shared memory starts as NaN; copy_async takes what was there at once, and copies only when it is
 // waited for; warps run in another order after every meeting; the sums of the tensor cores keep no guard bits. While products of warp
-// groups are in flight their sums read as NaN, and shared memory that changes under them is a failure, as are ordinary writes that were not
-// fenced.
+// groups are in flight their sums read as NaN, and shared memory that changes under them is a failure. Bulk copies, too, take what was
+// there at once, and come only when nothing else can go on.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -29,9 +29,14 @@ void wait_copies(int pending);
 void load_matrices_transposed(const void* shared_row, std::uint32_t (&r)[4]);
 void multiply_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 void multiply_float16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
-void multiply_float64(double (&c)[2], double a, double b);
+void multiply_float64(double& c0, double& c1, double a, double b);
 unsigned shared_address(const void* p);
-void fence_shared_writes();
+void barrier_start(unsigned barrier, unsigned arrivals);
+void barriers_started();
+void barrier_arrive(unsigned barrier);
+void barrier_announce(unsigned barrier, unsigned bytes);
+void barrier_wait(unsigned barrier, unsigned parity);
+void copy_bulk(unsigned shared, const void* global, unsigned bytes, unsigned barrier);
 void group_arrive();
 void group_commit();
 void group_wait(int pending);

@@ -10,9 +10,9 @@
 namespace streamcca::cuda {
 
 enum class Products { f32, f64 };
-// How products are formed: entry by entry in float64; in tiles on the ordinary units; on the tensor cores; on those of Hopper, by groups of
-// warps (float64 products as before). Each rung is tested against the one before.
-enum class Ladder { naive, tiled, tensor, hopper };
+// How products are formed: entry by entry in float64; in tiles on the ordinary units; on the tensor cores; on those of Hopper, where
+// copies need no threads. Each rung is tested against the one before. `best`: the last one that the card can run.
+enum class Ladder { best, naive, tiled, tensor, hopper };
 
 // The rows of one view in one batch, those that take part: all `count` from `first` on, or those of a list.
 struct Batch {
@@ -27,7 +27,8 @@ struct Batch {
 // Refuses, or marks, rows whose values are not finite or too large in magnitude.
 struct Check {
   Batch batch;
-  double limit = 0;              // largest magnitude of a finite value
+  double limit = 0;              // largest magnitude of a finite value; above 65504
+  std::uint64_t limit_bits = 0;  // of the largest number of the rows' type up to it; check_rows() sets it
   bool skip = false;             // rows that are not finite are marked in `bad` instead
   unsigned char* bad = nullptr;  // by number of row
   std::uint32_t view = 0;
@@ -70,6 +71,16 @@ struct ShiftChoice {
 };
 void choose_shift(const ShiftChoice& choice, Stream stream);
 
+// Tells the host whether any of some columns has a shift.
+struct ShiftReport {
+  Ticket ticket;
+  const double* shift = nullptr;
+  std::size_t columns = 0;
+  volatile unsigned* report = nullptr;  // pinned host memory: becomes kUnmoved or kMoved
+};
+constexpr unsigned kUnmoved = 1, kMoved = 2;
+void report_shift(const ShiftReport& report, Stream stream);
+
 // Rows into the slots of a block from `slot` on: p = (x - shift) * root, and the sums of root * p and p^2 of each column, in float64, strip
 // by strip.
 struct Pack {
@@ -87,6 +98,7 @@ struct Pack {
   std::uint32_t* halves = nullptr;  // by group: whether the fourth plane holds all its values
   bool half = false;                // all rows of the block so far are float16 without weights: groups without a shift write that plane
   bool narrow = false;              // all rows of the block so far are bfloat16 without weights: groups without a shift write one plane
+  bool unmoved = false;             // no column of the view has a shift, as the host has seen
 };
 void pack_rows(const Pack& pack, Products products, Stream stream);
 
@@ -119,6 +131,9 @@ struct Product {
   Ticket ticket;
   const Task* tasks = nullptr;
   std::size_t count = 0;
+  const Unit* units = nullptr;  // of the same tiles, for Ladder::hopper
+  std::size_t unit_count = 0;
+  std::size_t first_tile = 0;  // what units call the first task
   std::size_t splits = 1;
   std::size_t depth = 0;
   std::size_t rows = 0;
@@ -134,6 +149,7 @@ void multiply_on_ordinary_units(const Product& product, Products products, Ladde
 void multiply_planes(const Product& product, Stream stream);
 void multiply_planes_by_groups(const Product& product, Stream stream);
 void multiply_doubles(const Product& product, Stream stream);
+void multiply_doubles_by_groups(const Product& product, Stream stream);
 
 // The covariance of one pair, row-major: (S - s t' / weight) / (weight - ddof). Of a view with itself both triangles.
 struct Covariance {

@@ -5,8 +5,11 @@
 // the planes. A value that is a bfloat16 number needs the first plane alone. A fourth plane holds values that are float16 numbers once
 // more, as such, where all of a block are. Rows of float64 products are kept as they are.
 //
-//   planes:  packed[((group * kSlabs + plane) * depth + row) * kTile + column]       (std::uint16_t)
-//   float64: packed[(group * depth + row) * kTile + column]                          (double)
+//   planes:  packed[plane_place(group, plane, depth, row, column)]       (std::uint16_t)
+//   float64: packed[double_place(group, depth, row, column)]             (double)
+//
+// Planes lie in slabs of kSlabRows rows, one behind the other, and within a slab as Hopper's tensor cores want them in shared memory, so
+// that a slab is one copy of 16 KiB that no thread has to touch.
 //
 // A group is kTile columns of one view, as in core/schedule.h. One tile of the state is the product of two groups, row-major, one after the
 // other in the order of the schedule: half a square for a view with itself, and of several views only the wanted pairs.
@@ -22,36 +25,53 @@ namespace streamcca::cuda {
 constexpr std::size_t kTile = 128;  // columns of a group; rows and columns of a tile
 constexpr std::size_t kTileSize = kTile * kTile;
 constexpr std::size_t kPlanes = 3;
-constexpr std::size_t kHalfPlane = 3;  // of float16 numbers
-constexpr std::size_t kSlabs = 4;
-constexpr std::size_t kStage = 32;              // rows of planes that are copied into shared memory at once; 16 of float64
-constexpr std::size_t kBlankRows = 2 * kStage;  // rows of a block that is not full are zero up to the next multiple of so many
-constexpr std::size_t kStrip = 16;              // rows whose column sums one thread forms, always in the same order
-constexpr std::size_t kHead = 256;              // rows that the shift is chosen from, as on the CPU
-constexpr unsigned kThreads = 256;              // of every block of threads but the counting one
+constexpr std::size_t kHalfPlane = 3;          // of float16 numbers
+constexpr std::size_t kPlaneSets = 4;          // three planes and that of float16 numbers
+constexpr std::size_t kSlabRows = 64;          // of planes
+constexpr std::size_t kStage = 32;             // rows of planes that are multiplied at once; 16 of float64
+constexpr std::size_t kBlankRows = kSlabRows;  // rows of a block that is not full are zero up to the next multiple of so many
+constexpr std::size_t kStrip = 32;             // rows whose column sums one thread forms, always in the same order
+constexpr std::size_t kHead = 256;             // rows that the shift is chosen from, as on the CPU
+constexpr unsigned kThreads = 256;             // of most blocks of threads
 
-// Rows of a block: the float64 state is read and written once in so many rows. 16 bytes of traffic for 2 * 4096 operations leave a card
-// with 3 TB/s time for 1600 TFLOP/s, more than its tensor cores have; float64 products are an order slower, and rows four times as wide.
-constexpr std::size_t kBlockRows32 = 4096;
-constexpr std::size_t kBlockRows64 = 2048;
+// Rows of a block: the float64 state is read and written once in so many rows, while the tensor cores wait, since the blocks of threads
+// that work at once end at once. On an H200, bfloat16 rows x 4096, 25, 13 and 6 % of the time with 4096, 8192 and 16384 rows. Many columns
+// take fewer, so that a block needs a gigabyte.
+constexpr std::size_t block_rows(std::size_t columns) { return columns <= 8192 ? 16384 : columns <= 16384 ? 8192 : 4096; }
+constexpr std::size_t kMostBlockRows = 16384;
 // Rows after which the sums of the tensor cores, which truncate, are added to sums that round (numerics: docs/cuda.md).
 constexpr std::size_t kPromoteNarrow = 128;
 constexpr std::size_t kPromoteWide = kStage;
+// Rows after which these sums, of which there are more with several planes, are added to the float64 state before the end of the block.
+constexpr std::size_t kSettleWide = 4096;
 
 constexpr Geometry kGeometry{kTile, kTile, kTile, kTile, 8, 1};
 
-constexpr std::size_t plane_index(std::size_t group, std::size_t plane, std::size_t depth, std::size_t row) {
-  return ((group * kSlabs + plane) * depth + row) * kTile;
+// Where 16-byte chunk `chunk` (8 columns) of row `row` of a slab lies within it, in chunks: 64 columns of all its rows behind one another,
+// a row of them 128 bytes, whose chunks change places from row to row (PTX ISA, "Canonical Layouts", swizzle of 128 bytes).
+constexpr unsigned slab_chunk(unsigned row, unsigned chunk) {
+  return (chunk / 8 * static_cast<unsigned>(kSlabRows) + row) * 8 + ((chunk ^ row) & 7);
 }
+// `row` is the first one of a slab.
+constexpr std::size_t plane_index(std::size_t group, std::size_t plane, std::size_t depth, std::size_t row) {
+  return ((group * kPlaneSets + plane) * depth + row) * kTile;
+}
+constexpr std::size_t plane_place(std::size_t group, std::size_t plane, std::size_t depth, std::size_t row, std::size_t column) {
+  const std::size_t within = row % kSlabRows;
+  return plane_index(group, plane, depth, row - within) +
+         8 * std::size_t{slab_chunk(static_cast<unsigned>(within), static_cast<unsigned>(column / 8))} + column % 8;
+}
+// Float64 rows lie as threads load fragments of them from shared memory: rows of 1024 bytes would have the same chunk in the same banks.
 constexpr std::size_t double_index(std::size_t group, std::size_t depth, std::size_t row) { return (group * depth + row) * kTile; }
-
-// Where 16-byte chunk `chunk` of row `row` of a stage lies in shared memory, in chunks. Rows are 256 bytes (bfloat16) or 1024 (float64)
-// long, so unmoved the same chunk of every row would fall into the same banks.
-constexpr unsigned narrow_chunk(unsigned row, unsigned chunk) { return row * 16 + (chunk ^ (row & 7)); }
 constexpr unsigned double_chunk(unsigned row, unsigned chunk) { return row * 64 + (chunk ^ ((row & 3) << 1)); }
+constexpr std::size_t double_place(std::size_t group, std::size_t depth, std::size_t row, std::size_t column) {
+  return double_index(group, depth, 0) + 2 * std::size_t{double_chunk(static_cast<unsigned>(row), static_cast<unsigned>(column / 2))} +
+         column % 2;
+}
 
-// The same for warp groups, which read 64 columns of a stage of `rows` rows behind one another, swizzled as their descriptors say.
-constexpr unsigned group_chunk(unsigned rows, unsigned row, unsigned chunk) { return (chunk / 8 * rows + row) * 8 + ((chunk ^ row) & 7); }
+// Where chunk `chunk` of row `row` of a stage of planes lies in shared memory, for threads that load fragments from there, in chunks. Rows
+// are 256 bytes long, so unmoved the same chunk of every row would fall into the same banks.
+constexpr unsigned narrow_chunk(unsigned row, unsigned chunk) { return row * 16 + (chunk ^ (row & 7)); }
 
 // One tile of the state: which groups it multiplies.
 struct Task {
@@ -59,12 +79,28 @@ struct Task {
   std::uint32_t col_group = 0;
 };
 
-// Into how many parts the rows of a block are cut where there are fewer tiles than a large card has processors (twice: 264 on an H100). A
-// function of the number of tiles alone, since bits must not depend on the card.
-constexpr std::size_t splits_for(std::size_t tiles, std::size_t depth) {
-  std::size_t splits = 1;
-  while (splits < 16 && splits * tiles < 264 && depth % (512 * splits) == 0) splits *= 2;  // parts are multiples of 256 rows
-  return splits;
+// Tiles that one block of threads multiplies together on Hopper: of at most three groups, so that rows are read 1.5 times a tile instead of
+// twice. Their numbers, the second of which may be none.
+constexpr std::uint32_t kNoTile = ~std::uint32_t{0};
+constexpr std::size_t kMostPanels = 3;
+struct Unit {
+  std::uint32_t tile[2] = {kNoTile, kNoTile};
+};
+
+// Into how many parts the rows of a block are cut where its units would not fill the 132 processors of an H100 evenly; a function of their
+// number alone, since bits must not depend on the card. In units of the time of one unit: the rounds that the processors take, and what
+// writing and adding the parts costs.
+constexpr std::size_t splits_for(std::size_t units, std::size_t depth) {
+  constexpr std::size_t processors = 132;
+  std::size_t best = 1;
+  double least = 0;
+  for (std::size_t splits = 1; splits <= 16 && depth % (256 * splits) == 0; splits *= 2) {  // parts are multiples of 256 rows
+    const std::size_t rounds = (units * splits + processors - 1) / processors;
+    const double parts = splits > 1 ? 0.05 * static_cast<double>(units * splits) / static_cast<double>(processors) : 0;
+    const double time = static_cast<double>(rounds) / static_cast<double>(splits) + parts;
+    if (splits == 1 || time < least) best = splits, least = time;
+  }
+  return best;
 }
 
 // Written by kernels, read by the host when it waits for them anyway. Kernels of the batch that was refused, and of all later ones, do

@@ -8,12 +8,12 @@ namespace {
 template <class T>
 STREAMCCA_DEVICE T value_at(const Product& job, std::size_t group, std::size_t row, std::size_t column) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    return static_cast<const double*>(job.packed)[double_index(group, job.depth, row) + column];
+    return static_cast<const double*>(job.packed)[double_place(group, job.depth, row, column)];
   } else {
     const auto* planes = static_cast<const std::uint16_t*>(job.packed);
     T sum = 0;
     for (std::size_t plane = job.planes[group]; plane-- > 0;)
-      sum += from_bfloat16(planes[plane_index(group, plane, job.depth, row) + column]);
+      sum += from_bfloat16(planes[plane_place(group, plane, job.depth, row, column)]);
     return sum;
   }
 }
@@ -123,6 +123,8 @@ void multiply(const Product& job, Products products, Ladder ladder, Stream strea
     multiply_planes_by_groups(job, stream);
   } else if (products == Products::f32) {
     multiply_planes(job, stream);
+  } else if (ladder == Ladder::hopper) {
+    multiply_doubles_by_groups(job, stream);
   } else {
     multiply_doubles(job, stream);
   }

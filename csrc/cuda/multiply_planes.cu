@@ -50,12 +50,13 @@ STREAMCCA_DEVICE void promote(Sums& total, Sums& sums) {
 
 // kStage rows of one plane of one group: 512 chunks of 16 bytes, two for each thread.
 STREAMCCA_DEVICE void load_plane(const Product& job, std::size_t group, std::size_t plane, std::size_t row, unsigned char* to) {
-  const auto* from =
-      reinterpret_cast<const unsigned char*>(static_cast<const std::uint16_t*>(job.packed) + plane_index(group, plane, job.depth, row));
+  const std::size_t within = row % kSlabRows;
+  const auto* slab = reinterpret_cast<const unsigned char*>(static_cast<const std::uint16_t*>(job.packed) +
+                                                            plane_index(group, plane, job.depth, row - within));
 #pragma unroll
   for (unsigned i = 0; i < kStageBytes / 16 / kThreads; ++i) {
     const unsigned e = thread_index() + i * kThreads;
-    copy_async(to + 16 * narrow_chunk(e / 16, e % 16), from + 16 * e);
+    copy_async(to + 16 * narrow_chunk(e / 16, e % 16), slab + 16 * slab_chunk(static_cast<unsigned>(within) + e / 16, e % 16));
   }
 }
 
@@ -142,24 +143,9 @@ STREAMCCA_DEVICE void multiply_rows(const Product& job, Task task, std::size_t b
   wait_copies<0>();
 }
 
-STREAMCCA_KERNEL void planes_kernel(Product job) {
-  if (is_void(job.ticket.status, job.ticket.batch)) return;
-  const Task task = job.tasks[block_index() / job.splits];
-  const std::size_t part = job.depth / job.splits, begin = block_index() % job.splits * part;
-  if (begin >= job.rows) return;
-  const std::size_t end = begin + part < job.rows ? begin + part : job.rows;
-  Sums total;
-  clear(total);
-  if (job.planes[task.row_group] == 1 && job.planes[task.col_group] == 1) {
-    multiply_rows<Kind::narrow>(job, task, begin, end, total);
-  } else if (job.halves[task.row_group] && job.halves[task.col_group]) {
-    multiply_rows<Kind::half>(job, task, begin, end, total);
-  } else {
-    multiply_rows<Kind::wide>(job, task, begin, end, total);
-  }
-
-  const bool partial = job.splits > 1;
-  double* out = partial ? job.parts + block_index() * kTileSize : job.target + block_index() * kTileSize;
+// A part of a block has memory of its own, which `fresh` sums start.
+STREAMCCA_DEVICE void add_to_state(const Product& job, const Sums& total, bool fresh) {
+  double* out = job.splits > 1 ? job.parts + block_index() * kTileSize : job.target + block_index() * kTileSize;
   const unsigned warp = thread_index() / 32, lane = thread_index() % 32;
 #pragma unroll
   for (int i = 0; i < kDown; ++i) {
@@ -170,8 +156,32 @@ STREAMCCA_KERNEL void planes_kernel(Product job) {
         const unsigned row = warp / 4 * 64 + static_cast<unsigned>(i) * 16 + lane / 4 + (e >= 2 ? 8 : 0);
         const unsigned column = warp % 4 * 32 + static_cast<unsigned>(j) * 8 + lane % 4 * 2 + (static_cast<unsigned>(e) & 1u);
         double& entry = out[row * kTile + column];
-        entry = (partial ? 0 : entry) + static_cast<double>(total.v[i][j][e]);
+        entry = (fresh ? 0 : entry) + static_cast<double>(total.v[i][j][e]);
       }
+    }
+  }
+}
+
+STREAMCCA_KERNEL void planes_kernel(Product job) {
+  if (is_void(job.ticket.status, job.ticket.batch)) return;
+  const Task task = job.tasks[block_index() / job.splits];
+  const std::size_t part = job.depth / job.splits, begin = block_index() % job.splits * part;
+  if (begin >= job.rows) return;
+  const std::size_t end = begin + part < job.rows ? begin + part : job.rows;
+  Sums total;
+  clear(total);
+  if (job.planes[task.row_group] == 1 && job.planes[task.col_group] == 1) {
+    multiply_rows<Kind::narrow>(job, task, begin, end, total);
+    add_to_state(job, total, job.splits > 1);
+  } else if (job.halves[task.row_group] && job.halves[task.col_group]) {
+    multiply_rows<Kind::half>(job, task, begin, end, total);
+    add_to_state(job, total, job.splits > 1);
+  } else {
+    for (std::size_t first = begin; first < end; first += kSettleWide) {
+      clear(total);
+      multiply_rows<Kind::wide>(job, task, first, first + kSettleWide < end ? first + kSettleWide : end, total);
+      add_to_state(job, total, first == begin && job.splits > 1);
+      sync_block();  // the memory of the last stages is next
     }
   }
 }

@@ -1,61 +1,117 @@
-// What happens to rows before they are multiplied: checked, kept for the shift, packed.
+// What happens to rows before they are multiplied, packing apart: checked, kept for the shift. And what is summed of packed ones.
+#include <cstring>
+
+#include "cuda/batch_rows.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 
 namespace streamcca::cuda {
 namespace {
 
-constexpr std::size_t kRowsAtOnce = 32;  // of one block of threads, by kTile columns
-
-STREAMCCA_DEVICE std::size_t row_of(const Batch& batch, std::size_t k) {
-  return batch.list ? static_cast<std::size_t>(batch.list[batch.first + k]) : batch.first + k;
-}
-STREAMCCA_DEVICE double root_of(const Batch& batch, std::size_t k, std::size_t row) {
-  if (batch.bad && batch.bad[row]) return 0;
-  return batch.roots ? batch.roots[batch.first + k] : 1;
-}
-
-STREAMCCA_DEVICE std::size_t magnitude(std::ptrdiff_t stride) { return static_cast<std::size_t>(stride < 0 ? -stride : stride); }
-// Whether neighboring threads should read neighboring rows instead of columns: channels first.
-STREAMCCA_DEVICE bool rows_lie_closer(const Rows& rows) { return magnitude(rows.row_stride) < magnitude(rows.col_stride); }
-
-// Element e of a piece of kRowsAtOnce x kTile, in the order in which memory is read best.
-struct Place {
-  std::size_t row, column;
-};
-STREAMCCA_DEVICE Place place_of(std::size_t e, bool by_rows) {
-  if (by_rows) return {e % kRowsAtOnce, e / kRowsAtOnce};
-  return {e / kTile, e % kTile};
-}
-
-constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
-
 // ---------------------------------------------------------------- check
 
-STREAMCCA_KERNEL void check_kernel(Check check) {
-  // Goes on where another view of this very batch was refused: the first such row still has to be found.
-  if (check.status->refused_batch < check.number) return;
+constexpr std::size_t kRowsAtOnce = 32;  // of one block of threads, by kTile columns, where rows lie in no chunks
+// Of one thread: loads in flight.
+constexpr std::size_t chunks_at_once(bool dense) { return dense ? 8 : 4; }
+
+STREAMCCA_DEVICE void judge(const Check& check, std::size_t row, std::size_t column) {
+  const double size = fabs(element_as_double(check.batch.rows, row, column));
+  if (size <= check.limit) return;
+  const bool finite = size < HUGE_VAL;  // false for NaN
+  if (check.skip && !finite) {
+    check.bad[row] = 1;
+    return;
+  }
+  if (finite) atomic_max(&check.status->too_large, 1ull);
+  atomic_min(&check.status->where, (static_cast<unsigned long long>(row) << kViewBits) | check.view);
+  atomic_min(&check.status->refused_batch, check.number);
+  store_for_host(check.refused, 1);
+}
+
+// Whether some value of a chunk may be too large: numbers without their sign grow as their bits do, infinity and NaN beyond all others.
+STREAMCCA_DEVICE bool is_suspect(const Chunk& chunk, DType dtype, unsigned long long largest) {
+  unsigned long long most = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t word = chunk.word[i];
+    if (dtype == DType::f64) {
+      if (i % 2) continue;
+      const unsigned long long size = (chunk.word[i + 1] & 0x7fffffffull) << 32 | word;
+      most = size > most ? size : most;
+    } else if (dtype == DType::f32) {
+      const std::uint32_t size = word & 0x7fffffffu;
+      most = size > most ? size : most;
+    } else {
+      const std::uint32_t low = word & 0x7fffu, high = word >> 16 & 0x7fffu, size = low > high ? low : high;
+      most = size > most ? size : most;
+    }
+  }
+  return most > largest;
+}
+
+// Rows that lie in chunks of 16 bytes. Dense ones, behind one another, need no division to be found.
+template <bool kDense>
+STREAMCCA_DEVICE void check_chunks(const Check& check) {
+  constexpr std::size_t at_once = chunks_at_once(kDense);
+  const Batch& batch = check.batch;
+  const std::size_t elements = 16 / bytes_of(batch.rows.dtype), across = ceil_div(batch.rows.cols, elements);
+  const std::size_t whole = batch.rows.cols / elements, total = batch.count * across;
+  const std::size_t first = block_index() * (kThreads * at_once) + thread_index();
+  // The caller sees to it that 32 bits suffice, which are divided several times as fast.
+  const auto row_number = [across](std::size_t e) {
+    return std::size_t{static_cast<std::uint32_t>(e) / static_cast<std::uint32_t>(across)};
+  };
+  Chunk chunks[at_once];
+  unsigned suspects = 0;  // bits; the end of a row is one
+#pragma unroll
+  for (std::size_t i = 0; i < at_once; ++i) {
+    const std::size_t e = first + i * kThreads;
+    chunks[i] = Chunk{};
+    if (e >= total) continue;
+    if constexpr (kDense) {
+      chunks[i] = load_chunk(batch.rows.row(batch.first) + 16 * e);
+    } else {
+      const std::size_t k = row_number(e), c = e - k * across;
+      if (c < whole) {
+        chunks[i] = load_chunk(batch.rows.element(row_of(batch, k), c * elements));
+      } else {
+        suspects |= 1u << i;
+      }
+    }
+  }
+#pragma unroll
+  for (std::size_t i = 0; i < at_once; ++i) {
+    if (is_suspect(chunks[i], batch.rows.dtype, check.limit_bits)) suspects |= 1u << i;
+  }
+#pragma unroll 1
+  for (std::size_t i = 0; suspects >> i; ++i) {
+    if (!(suspects >> i & 1)) continue;
+    const std::size_t e = first + i * kThreads, k = row_number(e), begin = (e - k * across) * elements;
+    for (std::size_t c = begin; c < begin + elements && c < batch.rows.cols; ++c) judge(check, row_of(batch, k), c);
+  }
+}
+
+STREAMCCA_DEVICE void check_elements(const Check& check) {
   const Batch& batch = check.batch;
   const std::size_t pieces_across = ceil_div(batch.rows.cols, kTile);
   const std::size_t first_row = block_index() / pieces_across * kRowsAtOnce, first_column = block_index() % pieces_across * kTile;
   const bool by_rows = rows_lie_closer(batch.rows);
   for (std::size_t e = thread_index(); e < kRowsAtOnce * kTile; e += kThreads) {
-    const Place place = place_of(e, by_rows);
+    const Place place = place_of(e, kRowsAtOnce, by_rows);
     const std::size_t k = first_row + place.row, column = first_column + place.column;
-    if (k >= batch.count || column >= batch.rows.cols) continue;
-    const std::size_t row = row_of(batch, k);
-    const double size = fabs(element_as_double(batch.rows, row, column));
-    if (size <= check.limit) continue;
-    const bool finite = size < HUGE_VAL;  // false for NaN
-    if (check.skip && !finite) {
-      check.bad[row] = 1;
-      continue;
-    }
-    if (finite) atomic_max(&check.status->too_large, 1ull);
-    atomic_min(&check.status->where, (static_cast<unsigned long long>(row) << kViewBits) | check.view);
-    atomic_min(&check.status->refused_batch, check.number);
-    store_for_host(check.refused, 1);
+    if (k < batch.count && column < batch.rows.cols) judge(check, row_of(batch, k), column);
   }
+}
+
+// All go on where another view of this very batch was refused: the first such row still has to be found.
+STREAMCCA_KERNEL void check_dense_kernel(Check check) {
+  if (check.status->refused_batch >= check.number) check_chunks<true>(check);
+}
+STREAMCCA_KERNEL void check_chunks_kernel(Check check) {
+  if (check.status->refused_batch >= check.number) check_chunks<false>(check);
+}
+STREAMCCA_KERNEL void check_elements_kernel(Check check) {
+  if (check.status->refused_batch >= check.number) check_elements(check);
 }
 
 // One warp: rows are looked at 32 at a time, and those that are left out counted in their order.
@@ -136,115 +192,21 @@ STREAMCCA_KERNEL void shift_kernel(ShiftChoice job) {
   job.shift[column] = job.products == Products::f32 ? static_cast<double>(static_cast<float>(shift)) : shift;
 }
 
-// ---------------------------------------------------------------- pack
-
-struct Parts {
-  std::uint16_t plane[kPlanes];
-  unsigned needed;
-};
-
-// Three bfloat16 numbers whose sum is x; each difference is exact. Infinity and NaN stay in the first.
-STREAMCCA_DEVICE Parts split(float x) {
-  Parts parts = {{to_bfloat16(x), 0, 0}, 1};
-  const float head = from_bfloat16(parts.plane[0]);
-  if (!(head - head == 0)) return parts;
-  const float rest = x - head;
-  if (rest == 0) return parts;
-  parts.plane[1] = to_bfloat16(rest);
-  parts.plane[2] = to_bfloat16(rest - from_bfloat16(parts.plane[1]));
-  parts.needed = (parts.plane[2] & 0x7fffu) ? 3 : 2;
-  return parts;
-}
-
-STREAMCCA_DEVICE float shifted(const Rows& rows, std::size_t row, std::size_t column, float shift) {
-  if (rows.dtype == DType::f64) return static_cast<float>(element_as_double(rows, row, column) - static_cast<double>(shift));
-  return element_as_float(rows, row, column) - shift;
-}
-STREAMCCA_DEVICE double shifted(const Rows& rows, std::size_t row, std::size_t column, double shift) {
-  return element_as_double(rows, row, column) - shift;
-}
-
-// A piece is kRowsAtOnce slots, from a multiple of it on, of one group. It goes through shared memory, so that reading follows the batch's
-// strides and writing the packed rows; then each thread takes one strip of one column, whose sums so have one order however the rows come.
-template <class T>
-STREAMCCA_DEVICE void pack_piece(const Pack& job) {
-  constexpr std::size_t pitch = kTile + 1;  // columns then fall into different banks
-  T* tile = reinterpret_cast<T*>(shared_memory());
-  double* roots = reinterpret_cast<double*>(shared_memory() + sizeof(double) * kRowsAtOnce * pitch);
-  unsigned* needed = reinterpret_cast<unsigned*>(roots + kRowsAtOnce);  // planes
-  unsigned* moved = needed + 1;                                         // whether any column of the group has a shift
-  const Rows& rows = job.batch.rows;
-  const std::size_t groups = ceil_div(rows.cols, kTile);
-  const std::size_t piece = block_index() / groups + job.slot / kRowsAtOnce, own = block_index() % groups;
-  const std::size_t group = job.group + own, begin = piece * kRowsAtOnce;
-
-  if (thread_index() == 0) *needed = 1, *moved = 0;
-  if (thread_index() < kRowsAtOnce) {
-    const std::size_t slot = begin + thread_index();
-    const bool ours = slot >= job.slot && slot < job.slot + job.batch.count;
-    const double root = ours ? root_of(job.batch, slot - job.slot, row_of(job.batch, slot - job.slot)) : 0;
-    roots[thread_index()] = root;
-  }
-  sync_block();
-  if (thread_index() < kTile && job.shift[group * kTile + thread_index()] != 0) atomic_max(moved, 1u);
-  const bool by_rows = rows_lie_closer(rows);
-  for (std::size_t e = thread_index(); e < kRowsAtOnce * kTile; e += kThreads) {
-    const Place place = place_of(e, by_rows);
-    const std::size_t slot = begin + place.row, column = own * kTile + place.column;
-    T value = 0;
-    if (slot >= job.slot && slot < job.slot + job.batch.count && column < rows.cols && roots[place.row] > 0) {
-      const std::size_t row = row_of(job.batch, slot - job.slot);
-      value = shifted(rows, row, column, static_cast<T>(job.shift[group * kTile + place.column])) * static_cast<T>(roots[place.row]);
-    }
-    tile[place.row * pitch + place.column] = value;
-  }
-  sync_block();
-
-  const std::size_t column = thread_index() % kTile, strip_begin = begin + thread_index() / kTile * kStrip;
-  const std::size_t from = strip_begin > job.slot ? strip_begin : job.slot;
-  const std::size_t end = job.slot + job.batch.count < strip_begin + kStrip ? job.slot + job.batch.count : strip_begin + kStrip;
-  const bool first_plane_only = job.narrow && *moved == 0, half_plane = job.half && *moved == 0;
-  unsigned most = 1;
-  if (from < end) {
-    const std::size_t sums_at = strip_begin / kStrip * job.columns + group * kTile + column;
-    double sum = from > strip_begin ? job.strip_sums[sums_at] : 0, squares = from > strip_begin ? job.strip_squares[sums_at] : 0;
-    for (std::size_t slot = from; slot < end; ++slot) {
-      const T value = tile[(slot - begin) * pitch + column];
-      const double p = static_cast<double>(value);
-      sum += roots[slot - begin] * p;
-      squares += p * p;
-      if constexpr (sizeof(T) == sizeof(float)) {
-        auto* planes = static_cast<std::uint16_t*>(job.packed);
-        const Parts parts = split(value);
-        if (parts.needed > most) most = parts.needed;
-        planes[plane_index(group, 0, job.depth, slot) + column] = parts.plane[0];
-        for (std::size_t plane = 1; plane < kPlanes && !first_plane_only; ++plane)
-          planes[plane_index(group, plane, job.depth, slot) + column] = parts.plane[plane];
-        if (half_plane) planes[plane_index(group, kHalfPlane, job.depth, slot) + column] = to_half(value);
-      } else {
-        static_cast<double*>(job.packed)[double_index(group, job.depth, slot) + column] = value;
-      }
-    }
-    job.strip_sums[sums_at] = sum;
-    job.strip_squares[sums_at] = squares;
-  }
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (most > 1) atomic_max(needed, most);
-    sync_block();
-    if (thread_index() == 0 && *needed > 1) atomic_max(&job.planes[group], *needed);
-    // The same from all pieces of a launch, and once 0 in a block it stays 0.
-    if (thread_index() == 0) job.halves[group] = half_plane ? 1 : 0;
-  }
-}
-
-STREAMCCA_KERNEL void pack_kernel32(Pack job) {
+STREAMCCA_KERNEL void report_kernel(ShiftReport job) {
   if (is_void(job.ticket.status, job.ticket.batch)) return;
-  pack_piece<float>(job);
+  auto* votes = reinterpret_cast<unsigned*>(shared_memory());
+  bool moved = false;
+  for (std::size_t c = thread_index(); c < job.columns; c += kThreads) moved = moved || job.shift[c] != 0;
+  const unsigned vote = ballot(moved);
+  if (thread_index() % 32 == 0) votes[thread_index() / 32] = vote;
+  sync_block();
+  if (thread_index() != 0) return;
+  unsigned any = 0;
+  for (unsigned w = 0; w < kThreads / 32; ++w) any |= votes[w];
+  store_for_host(job.report, any ? kMoved : kUnmoved);
 }
-STREAMCCA_KERNEL void pack_kernel64(Pack job) {
-  if (is_void(job.ticket.status, job.ticket.batch)) return;
-  pack_piece<double>(job);
-}
+
+// ---------------------------------------------------------------- blank, sum
 
 template <bool kWide>
 STREAMCCA_DEVICE void blank_values(const Blank& job) {
@@ -254,9 +216,9 @@ STREAMCCA_DEVICE void blank_values(const Blank& job) {
   const std::size_t column = e % kTile, row = job.slot + e / kTile % job.count;
   const std::size_t plane = job.plane + e / kTile / job.count % planes, group = job.group + e / kTile / job.count / planes;
   if constexpr (kWide) {
-    static_cast<double*>(job.packed)[double_index(group, job.depth, row) + column] = 0;
+    static_cast<double*>(job.packed)[double_place(group, job.depth, row, column)] = 0;
   } else {
-    static_cast<std::uint16_t*>(job.packed)[plane_index(group, plane, job.depth, row) + column] = 0;
+    static_cast<std::uint16_t*>(job.packed)[plane_place(group, plane, job.depth, row, column)] = 0;
   }
 }
 STREAMCCA_KERNEL void blank_kernel32(Blank job) {
@@ -268,24 +230,55 @@ STREAMCCA_KERNEL void blank_kernel64(Blank job) {
   blank_values<true>(job);
 }
 
+// 32 columns by kThreads / 32 shares of the strips, each every so many strips; the shares are added in their order.
 STREAMCCA_KERNEL void columns_kernel(ColumnSums job) {
   if (is_void(job.ticket.status, job.ticket.batch)) return;
-  const std::size_t column = block_index() * kThreads + thread_index();
-  if (column >= job.columns) return;
+  constexpr std::size_t columns = 32, shares = kThreads / columns, at_once = 8;
+  double* totals = reinterpret_cast<double*>(shared_memory());
+  const std::size_t own = thread_index() % columns, share = thread_index() / columns, column = block_index() * columns + own;
   double sum = 0, squares = 0;
-  for (std::size_t strip = 0; strip < job.strips; ++strip) {
-    sum += job.strip_sums[strip * job.columns + column];
-    squares += job.strip_squares[strip * job.columns + column];
+  for (std::size_t strip = share; strip < job.strips; strip += at_once * shares) {
+    double sums[at_once], more[at_once];
+#pragma unroll
+    for (std::size_t i = 0; i < at_once; ++i) {
+      const std::size_t at = (strip + i * shares) * job.columns + column;
+      const bool there = strip + i * shares < job.strips;
+      sums[i] = there ? job.strip_sums[at] : 0;
+      more[i] = there ? job.strip_squares[at] : 0;
+    }
+#pragma unroll
+    for (std::size_t i = 0; i < at_once; ++i) sum += sums[i], squares += more[i];
   }
-  job.sums[column] += sum;
-  job.squares[column] += squares;
-  if (job.planes && column % kTile == 0) job.planes[column / kTile] = 1;
+  totals[share * columns + own] = sum;
+  totals[(shares + share) * columns + own] = squares;
+  sync_block();
+  if (share > 1) return;
+  double total = 0;
+  for (std::size_t s = 0; s < shares; ++s) total += totals[(share * shares + s) * columns + own];
+  (share == 0 ? job.sums : job.squares)[column] += total;
+  if (share == 0 && job.planes && column % kTile == 0) job.planes[column / kTile] = 1;
 }
 
 }  // namespace
 
 void check_rows(const Check& check, Stream stream) {
-  launch(&check_kernel, ceil_div(check.batch.count, kRowsAtOnce) * ceil_div(check.batch.rows.cols, kTile), kThreads, 0, stream, check);
+  const Rows& rows = check.batch.rows;
+  const std::size_t row_bytes = rows.cols * bytes_of(rows.dtype), chunks = check.batch.count * ceil_div(row_bytes, 16);
+  const bool dense =
+      !check.batch.list && !rows.sample_rows && row_bytes % 16 == 0 && rows.row_stride == static_cast<std::ptrdiff_t>(row_bytes);
+  if (!lies_in_chunks(rows) || chunks >= std::size_t{1} << 32) {
+    launch(&check_elements_kernel, ceil_div(check.batch.count, kRowsAtOnce) * ceil_div(rows.cols, kTile), kThreads, 0, stream, check);
+    return;
+  }
+  Check job = check;
+  const auto single = static_cast<float>(check.limit);
+  std::uint32_t bits;
+  std::uint64_t wide;
+  std::memcpy(&bits, &single, sizeof bits);
+  std::memcpy(&wide, &check.limit, sizeof wide);
+  if (static_cast<double>(single) > check.limit) --bits;  // it was rounded up
+  job.limit_bits = rows.dtype == DType::f64 ? wide : rows.dtype == DType::f32 ? bits : rows.dtype == DType::bf16 ? bits >> 16 : 0x7bff;
+  launch(dense ? &check_dense_kernel : &check_chunks_kernel, ceil_div(chunks, kThreads * chunks_at_once(dense)), kThreads, 0, stream, job);
 }
 
 void count_skipped(const Count& count, Stream stream) { launch(&count_kernel, 1, 32, 0, stream, count); }
@@ -298,13 +291,7 @@ void choose_shift(const ShiftChoice& job, Stream stream) {
   launch(&shift_kernel, ceil_div(job.columns, kThreads), kThreads, 0, stream, job);
 }
 
-void pack_rows(const Pack& job, Products products, Stream stream) {
-  if (job.batch.count == 0) return;
-  const std::size_t pieces = (job.slot + job.batch.count - 1) / kRowsAtOnce - job.slot / kRowsAtOnce + 1;
-  const std::size_t shared = sizeof(double) * (kRowsAtOnce * (kTile + 1) + kRowsAtOnce) + 2 * sizeof(unsigned);
-  launch(products == Products::f32 ? &pack_kernel32 : &pack_kernel64, pieces * ceil_div(job.batch.rows.cols, kTile), kThreads, shared,
-         stream, job);
-}
+void report_shift(const ShiftReport& job, Stream stream) { launch(&report_kernel, 1, kThreads, 32, stream, job); }
 
 void blank_slots(const Blank& job, Products products, Stream stream) {
   const std::size_t planes = products == Products::f64 ? 1 : job.planes;
@@ -313,7 +300,7 @@ void blank_slots(const Blank& job, Products products, Stream stream) {
 }
 
 void add_columns(const ColumnSums& job, Stream stream) {
-  launch(&columns_kernel, ceil_div(job.columns, kThreads), kThreads, 0, stream, job);
+  launch(&columns_kernel, job.columns / 32, kThreads, 2 * kThreads * sizeof(double), stream, job);
 }
 
 }  // namespace streamcca::cuda

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 EMULATED: bool
-BLOCK_ROWS: tuple[int, int]
+BLOCK_ROWS: int
+NO_TILE: int
 
 class DeviceArray:
     @property
@@ -42,6 +43,7 @@ class Accumulator:
     def mean(self, view: int) -> npt.NDArray[np.float64]: ...
     def uncertainty(self, pair: int, ddof: float) -> tuple[float, float, npt.NDArray[np.float64]]: ...
     def tasks(self) -> list[tuple[int, int]]: ...
+    def units(self) -> list[tuple[int, int]]: ...
     @property
     def rows(self) -> int: ...
     @property

@@ -81,6 +81,8 @@ def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     import torch
 
+    if torch.cuda.current_device() == array.device.index:
+        return contextlib.nullcontext()
     return torch.cuda.device(array.device)
 
 
@@ -124,17 +126,22 @@ def _capsule(array: Any, view: str, stream: int, emulated: bool) -> Any:
             f"view {view!r}: got rows in CPU memory, expected a CUDA device, where these moments live; move them "
             "with .cuda(), or use device='cpu'"
         )
-    # Torch exports no tensor that takes part in autograd, and one with a pending negation without it.
-    for step in ("detach", "resolve_neg"):
-        array = getattr(array, step)() if hasattr(array, step) else array
-    if type(array).__module__.split(".", 1)[0] == "torch" and not emulated:
-        import torch
-
-        # Else its memory could be given away while this stream still reads it, if it was made on another one.
-        array.record_stream(torch.cuda.current_stream(array.device))
     # The producer makes this stream wait for its own, where they differ.
     options: dict[str, Any] = {} if emulated else {"stream": stream or _LEGACY_STREAM}
     try:
+        # Torch exports no tensor that takes part in autograd, and one with a pending negation without it.
+        if getattr(array, "requires_grad", False):
+            array = array.detach()
+        if getattr(array, "is_neg", bool)():
+            array = array.resolve_neg()
+        if type(array).__module__.split(".", 1)[0] == "torch" and not emulated:
+            import torch
+
+            own = torch.cuda.current_stream(array.device)
+            # Else its memory could be given away while this stream still reads it, if it was made on another one.
+            array.record_stream(own)
+            if own.cuda_stream == stream:
+                options["stream"] = -1  # nothing to wait for, which torch takes some microseconds to find out
         with on_device_of(array):
             try:
                 return array.__dlpack__(max_version=(1, 0), **options)
@@ -171,7 +178,7 @@ class CudaAccumulator:
         self._names, self._device, self._threads = names, device, threads
         self._module = _extension()
         index = int(device.partition(":")[2] or -1)
-        ladder = os.environ.get("STREAMCCA_CUDA_LADDER", "tensor")
+        ladder = os.environ.get("STREAMCCA_CUDA_LADDER", "best")
         block_rows = int(os.environ.get("STREAMCCA_CUDA_BLOCK_ROWS", "0"))
         self._native = self._module.Accumulator(
             names, widths, pairs, precision, nonfinite, device=index, ladder=ladder, block_rows=block_rows

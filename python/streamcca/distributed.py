@@ -62,7 +62,7 @@ def all_reduce(moments: Moments, group: Any = None) -> None:
     depends on how rows were spread over ranks, within rounding. With ``precision="auto"`` moments form products in
     float64 from here on if those of any rank did. `ids_checksum` is cleared, as the order of all rows has none.
 
-    Runs on the CPU; tested with gloo. For nccl the buckets move to the current CUDA device: that path has not been run.
+    Runs on the CPU; tested with gloo. For nccl the buckets move to the current CUDA device: run with one rank only.
 
     Examples
     --------
@@ -301,7 +301,7 @@ class _Ranks:
         if dist.get_rank(group) < 0:
             raise InputError("all_reduce: this process is not in the group; call it on the ranks of the group alone")
         self.size = int(dist.get_world_size(group))
-        # nccl knows no memory but a GPU's. Never run: there was no machine for it.
+        # nccl knows no memory but a GPU's. Run with one rank only: there was no machine for more.
         self._backend = dist.get_backend(group)
         self._device = torch.device("cuda" if self._backend == "nccl" else "cpu")
         self._bucket = np.empty(max(1, BUCKET_BYTES // 8))  # takes memory only as far as it is used
