@@ -240,9 +240,11 @@ def _free_while(job: Callable[[], object]) -> Iterator[int]:
 
     looker = threading.Thread(target=look)
     looker.start()
-    job()
-    done.set()
-    looker.join()
+    try:
+        job()
+    finally:
+        done.set()
+        looker.join()
     yield from seen
 
 

@@ -117,16 +117,54 @@ def test_groups_of_warps_give_the_bits_of_single_ones(n, weighted, rng):
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64", "mixed"])
 def test_units_of_two_tiles_give_the_bits_of_single_ones(kind, rng):
     """Together where one plane of each is multiplied, one after the other where not; an odd number of slabs."""
-    widths, n = [300, 140], 64 * 4 + 5
+    widths, n = [300, 140], 64 * (7 if kind == "bfloat16" else 2) + 5  # the ring has four slots
     rows = [whole_numbers(rng, n, d, 31) + rng.standard_normal((n, d)) / 8 for d in widths]
     if kind == "mixed":  # groups of one plane and of three in one view
         rows[0][:, 128:256] = whole_numbers(rng, n, 128, 31)
     tensors = [torch.from_numpy(x).to(getattr(torch, "float32" if kind == "mixed" else kind)) for x in rows]
-    one, other = (Run(widths, ladder=rung).add(*tensors) for rung in ("tensor", "hopper"))
+    one, other = (Run(widths, ladder=rung, block=960).add(*tensors) for rung in ("tensor", "hopper"))
     assert any(_cuda.NO_TILE not in unit for unit in other.native.units())
     for key in ("moments", "sums", "squares"):
         for a, b in zip(one.native.save()[key], other.native.save()[key], strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("block", [131072, 8256])
+@pytest.mark.parametrize("rung", ["tensor", "hopper"])
+def test_long_parts_of_several_planes_are_settled_on_the_way(block, rung, rng):
+    """Sums of planes go into float64 every 4096 rows: of a part of a block that is cut, and of a whole one."""
+    x = rng.standard_normal((9000, 3)).astype(np.float32)
+    run = Run([3], ladder=rung, block=block).add(torch.from_numpy(x))
+    found, (relative, _, raw) = run.host().covariance(0, 1)
+    assert relative <= MOST
+    assert (np.abs(found - reference.covariance(x)) <= 8 * max(relative, U32) * np.sqrt(np.outer(raw, raw))).all()
+
+
+@pytest.mark.parametrize(("width", "first"), [(512, "float64"), (1024, "float32")])
+def test_moments_that_start_again_with_other_products(width, first, rng):
+    """Products of the two types cut their blocks into different numbers of parts."""
+    x = torch.zeros((300, width), dtype=torch.float64)
+    x[:, ::100] = torch.from_numpy(rng.standard_normal((300, len(range(0, width, 100)))))
+    kinds = [torch.float64, torch.float32] if first == "float64" else [torch.float32, torch.float64]
+    run = Run([width], ladder="hopper", block=0).add(x.to(kinds[0]))
+    run.native.tiles()
+    run.native.reset()
+    run.add(x.to(kinds[1]))
+    fresh = Run([width], ladder="hopper", block=0).add(x.to(kinds[1]))
+    np.testing.assert_array_equal(run.native.save()["moments"][0], fresh.native.save()["moments"][0])
+
+
+@pytest.mark.parametrize("ladder", ["tensor", "hopper"])
+def test_what_was_float16_in_one_block_may_be_bfloat16_in_the_next(ladder, rng):
+    a, b = (torch.from_numpy(whole_numbers(rng, 900, 8, 30)) for _ in range(2))
+    a[:, 0], b[:, 0] = a[:, 0] * 2, b[:, 0] + 1 / 64  # float16 numbers that are no bfloat16 ones
+    run = Run([8, 8], ladder=ladder)
+    for first, last, kind in ((0, 512, torch.float16), (512, 900, torch.bfloat16)):
+        run.add(a[first:last].to(kind), b[first:last].half())
+    shift = run.shifts()
+    x, y = ((v.double().numpy() - s) for v, s in zip((a, b), shift, strict=True))
+    for found, exact in zip(run.moments(), (np.triu(x.T @ x), x.T @ y, np.triu(y.T @ y)), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-3)
 
 
 def spread(x, by):
@@ -145,10 +183,13 @@ def test_rows_are_the_same_in_chunks_of_16_bytes_and_element_by_element(dtype, m
     assert x.stride(0) * x.element_size() % 16 == 0 or width == 21
     states = []
     for rows in (x, aligned, crooked, x.T.contiguous().T):
-        run = Run([width])
+        run = Run([width], block=64)
         for first, last in itertools.pairwise((0, 290, 300, 301, 400)):  # ends within strips and slabs
             run.add(rows[first:last])
         states.append(run.native.save())
+        tile = run.tiles()[0]  # nothing of the next row, or of what lies behind
+        assert not tile[width:].any()
+        assert not tile[:, width:].any()
     for state in states[1:]:
         for key in ("moments", "sums", "squares", "shift"):
             np.testing.assert_array_equal(state[key][0], states[0][key][0])
@@ -203,9 +244,11 @@ def test_float32_rows_keep_float32_accuracy(rng):
 
 
 @pytest.mark.parametrize("first", ["narrow", "wide"])
-def test_narrow_and_wide_batches_in_one_block(first, rng):
-    """The second and third plane are written late where a block began with bfloat16 rows."""
+@pytest.mark.parametrize("mean", [0, 3])
+def test_narrow_and_wide_batches_in_one_block(first, mean, rng):
+    """The second and third plane are written late where a block began with bfloat16 rows, but of shifted groups."""
     d, values = 140, (rng.standard_normal((800, 140))).astype(np.float32)
+    values[:, :128] += mean
     head = torch.from_numpy(values).bfloat16()
     parts = [(0, 256, "narrow"), (256, 270, first), (270, 300, "wide"), (300, 433, "narrow"), (433, 640, "wide")]
     parts += [(640, 768, "narrow"), (768, 800, "wide")]  # a block of narrow rows alone between others

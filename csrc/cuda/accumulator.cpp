@@ -99,7 +99,8 @@ Products Accumulator::products_for(const std::vector<Rows>& rows) const {
 std::size_t Accumulator::depth() const { return options_.block_rows ? options_.block_rows : block_rows(columns()); }
 
 void Accumulator::use(Stream stream) {
-  if (last_ && stream != stream_) last_->hold_back(stream);
+  // A handle other than the default stream's may be that of a stream which is gone, given out once more.
+  if (last_ && (stream != stream_ || stream)) last_->hold_back(stream);
   stream_ = stream;
 }
 
@@ -122,7 +123,7 @@ void Accumulator::start(Products products) {
   const std::size_t state = plan_.tasks.size() * kTileSize * sizeof(double), packed = columns() * depth() * value_bytes(products);
   const std::size_t strips = 2 * (depth() / kStrip) * columns() * sizeof(double), head = kHead * columns() * sizeof(double);
   const std::size_t parts = splits_ > 1 ? splits_ * state : 0;
-  if (!state_ || packed_.bytes() != packed) {
+  if (!state_ || packed_.bytes() != packed || parts_.bytes() != parts) {
     const std::size_t needed = state + packed + strips + head + parts, available = free_memory(options_.device);
     if (needed > available) {
       now_ = Counters{};
@@ -275,7 +276,8 @@ void Accumulator::append(std::vector<Batch> batches, const std::vector<double>& 
       if (now_.products == Products::f32 && now_.narrow[v] && !narrow) {  // from here on, all planes
         const std::size_t groups = schedule_.first_group(v + 1) - group;
         if (now_.fill)
-          blank_slots({ticket(), group, groups, 0, now_.fill, depth(), 1, kPlanes - 1, packed_.as<void>()}, now_.products, stream_);
+          blank_slots({ticket(), group, groups, 0, now_.fill, depth(), 1, kPlanes - 1, packed_.as<void>(), planes_.as<std::uint32_t>()},
+                      now_.products, stream_);
         now_.narrow[v] = false;
       }
       now_.half[v] = now_.half[v] && piece.rows.dtype == DType::f16 && !piece.roots;
@@ -385,8 +387,10 @@ double Accumulator::block_variance(double rows, double weight, double total) con
   const double unit = narrow ? kUnit32 : kUnit64;
   const double part = std::min(rows, static_cast<double>(depth() / splits_)), chain = narrow ? std::min(part, kChain32) : part;
   double variance = (square(0.3 * unit) * chain + square(0.6 * unit) / chain) * square(weight) * (chain / rows);
-  // Sums of chains are added in float32; a sum that grows is rounded with a third of the variance of its end.
-  if (narrow) variance += square(0.3 * unit) * (part / static_cast<double>(kPromoteNarrow) / 3) * square(weight) * (part / rows);
+  // Sums of chains are added in float32; a sum that grows is rounded with a third of the variance of its end. Of one plane, or of several.
+  const double settled = std::min(part, static_cast<double>(kSettleWide));
+  const double sums = std::max(part / static_cast<double>(kPromoteNarrow) * part, settled / static_cast<double>(kPromoteWide) * settled);
+  if (narrow) variance += square(0.3 * unit) * (sums / 3) * square(weight) / rows;
   return variance + square(0.5 * kUnit64 * total);
 }
 

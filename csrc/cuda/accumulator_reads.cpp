@@ -52,6 +52,7 @@ void Accumulator::reset() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (state_) {
     const OnDevice on(options_.device);
+    use(nullptr);  // as in resolve()
     wait_for(stream_);
     *status_copy_ = seen_ = Status{};
     copy(status_.as<void>(), status_copy_, sizeof(Status), stream_);
@@ -224,6 +225,7 @@ void Accumulator::restore(const Snapshot& s) {
   if (s.settled && !s.roots.empty()) throw Error(ErrorKind::value, "state: pending rows, expected moments that are finished");
   if (state_) {
     const OnDevice on(options_.device);
+    use(nullptr);
     wait_for(stream_);
   }
   journal_.clear();

@@ -109,6 +109,7 @@ struct Blank {
   std::size_t slot = 0, count = 0, depth = 0;
   std::size_t plane = 0, planes = 1;
   void* packed = nullptr;
+  const std::uint32_t* needed = nullptr;  // by group: those that need more than one plane are left alone; null: none is
 };
 void blank_slots(const Blank& blank, Products products, Stream stream);
 

@@ -87,9 +87,9 @@ struct Unit {
   std::uint32_t tile[2] = {kNoTile, kNoTile};
 };
 
-// Into how many parts the rows of a block are cut where its units would not fill the 132 processors of an H100 evenly; a function of their
-// number alone, since bits must not depend on the card. In units of the time of one unit: the rounds that the processors take, and what
-// writing and adding the parts costs.
+// Into how many parts the rows of a block are cut where its units (on other rungs, and of float64 products, tiles) would not fill the 132
+// processors of an H100 evenly; a function of shapes alone, since bits must not depend on the card. In units of the time of one unit: the
+// rounds that the processors take, and what writing and adding the parts costs.
 constexpr std::size_t splits_for(std::size_t units, std::size_t depth) {
   constexpr std::size_t processors = 132;
   std::size_t best = 1;

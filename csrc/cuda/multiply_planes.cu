@@ -4,7 +4,7 @@
 //
 // Tensor cores cut sums off instead of rounding them, which on a diagonal, where all terms are positive, adds up. So their chains are
 // short: after kPromoteNarrow rows, or kPromoteWide with the planes' products in ascending order of size, sums go into float32 sums that
-// round (Ootomo & Yokota, 2022), and these into the float64 state at the end of the block.
+// round (Ootomo & Yokota, 2022), and these into the float64 state at the end of the block, with several planes every kSettleWide rows.
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 

@@ -215,6 +215,7 @@ STREAMCCA_DEVICE void blank_values(const Blank& job) {
   if (e >= job.groups * planes * job.count * kTile) return;
   const std::size_t column = e % kTile, row = job.slot + e / kTile % job.count;
   const std::size_t plane = job.plane + e / kTile / job.count % planes, group = job.group + e / kTile / job.count / planes;
+  if (job.needed && job.needed[group] > 1) return;
   if constexpr (kWide) {
     static_cast<double*>(job.packed)[double_place(group, job.depth, row, column)] = 0;
   } else {

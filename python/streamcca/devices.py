@@ -137,11 +137,15 @@ def _capsule(array: Any, view: str, stream: int, emulated: bool) -> Any:
         if type(array).__module__.split(".", 1)[0] == "torch" and not emulated:
             import torch
 
-            own = torch.cuda.current_stream(array.device)
-            # Else its memory could be given away while this stream still reads it, if it was made on another one.
-            array.record_stream(own)
-            if own.cuda_stream == stream:
+            reader = torch.cuda.current_stream(array.device)
+            if reader.cuda_stream == stream:
                 options["stream"] = -1  # nothing to wait for, which torch takes some microseconds to find out
+            elif stream:
+                reader = torch.cuda.ExternalStream(stream, array.device)
+            else:
+                reader = torch.cuda.default_stream(array.device)
+            # Else its memory could be given away while that stream still reads it.
+            array.record_stream(reader)
         with on_device_of(array):
             try:
                 return array.__dlpack__(max_version=(1, 0), **options)
