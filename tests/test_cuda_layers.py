@@ -152,6 +152,19 @@ def test_what_was_loaded_follows_its_next_rows(device, batches, monkeypatch):
     np.testing.assert_allclose(again.covariance("x"), whole.covariance("x"), atol=0 if device == "cpu" else 1e-6)
 
 
+def test_layers_on_their_own_have_small_blocks(device, two, batches, monkeypatch):
+    """Each of them has rows that wait, and a net has many layers."""
+    if device == "cpu":
+        pytest.skip("of a device")
+    monkeypatch.delenv("STREAMCCA_CUDA_BLOCK_ROWS", raising=False)
+    with sc.watch(two[0], layers=LAYERS, pairs="self", device=device) as w:
+        two[0](batches[0])
+        layer = w.layer_moments["0"]
+    assert layer._core._native.block_rows == 4096
+    assert layer.copy()._core._native.block_rows == 4096
+    assert sc.Moments({"a": 4}, device=device)._core._native.block_rows == 16384
+
+
 def test_what_one_layer_refuses_the_next_forward_does_not_lose(device, two, batches):
     """A device says so when the next rows come; these are counted all the same."""
     if device == "cpu":

@@ -254,6 +254,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("skipped", py::cpp_function(&cuda::Accumulator::skipped, Released()))
       .def_property_readonly("started", py::cpp_function(&cuda::Accumulator::started, Released()))
       .def_property_readonly("device", &cuda::Accumulator::device)
+      .def_property_readonly("block_rows", &cuda::Accumulator::depth)
       .def_property_readonly("products", py::cpp_function([](cuda::Accumulator& self) { return name_of(self.products()); }, Released()));
   m.def("device_count", &device_count);
   m.def("device_name", &cuda::device_name, py::arg("device"));

@@ -72,6 +72,7 @@ class Accumulator {
   bool started();
   Products products();
   int device() const { return options_.device; }
+  std::size_t depth() const;  // rows of a block
   const std::vector<View>& views() const { return views_; }
   const std::vector<Pair>& pairs() const { return pairs_; }
 
@@ -105,7 +106,6 @@ class Accumulator {
   void check_shapes(const std::vector<Rows>& rows) const;
   void check_device(int device) const;
   Products products_for(const std::vector<Rows>& rows) const;
-  std::size_t depth() const;
   void use(Stream stream);
   void start(Products products);
   void resolve();

@@ -16,6 +16,10 @@ _CUDA = 2  # device type of DLPack
 _LEGACY_STREAM = 1  # CUDA's default stream, as DLPack and the driver number it
 
 
+# Rows that wait on a device in each of many objects, 8 bytes a value. A single one takes up to four times as many, for
+# speed (csrc/cuda/layout.h, block_rows).
+SMALL_BLOCK_ROWS = 4096
+
 _REMEDY = "use device='cpu' and move rows there with .cpu()"
 
 
@@ -166,6 +170,8 @@ class CudaAccumulator:
         'cuda' (that of the first batch) or 'cuda:1'.
     threads : int
         Of the CPU, for what is computed there from the state.
+    block_rows : int
+        Rows that wait until they are multiplied together, a multiple of 64; 0: a default for their number of columns.
     """
 
     def __init__(
@@ -177,13 +183,14 @@ class CudaAccumulator:
         nonfinite: str,
         device: str = "cuda",
         threads: int = 0,
+        block_rows: int = 0,
     ) -> None:
         self._configuration = (names, widths, pairs, precision, nonfinite)
-        self._names, self._device, self._threads = names, device, threads
+        self._names, self._device, self._threads, self._block_rows = names, device, threads, block_rows
         self._module = _extension()
         index = int(device.partition(":")[2] or -1)
         ladder = os.environ.get("STREAMCCA_CUDA_LADDER", "best")
-        block_rows = int(os.environ.get("STREAMCCA_CUDA_BLOCK_ROWS", "0"))
+        block_rows = int(os.environ.get("STREAMCCA_CUDA_BLOCK_ROWS", block_rows))
         self._native = self._module.Accumulator(
             names, widths, pairs, precision, nonfinite, device=index, ladder=ladder, block_rows=block_rows
         )
@@ -238,7 +245,7 @@ class CudaAccumulator:
 
     def _empty_twin(self) -> CudaAccumulator:
         device = self._device if self._native.device < 0 else f"cuda:{self._native.device}"
-        return CudaAccumulator(*self._configuration, device, self._threads)
+        return CudaAccumulator(*self._configuration, device, self._threads, self._block_rows)
 
     def mark(self) -> None:
         """Remember the present state, on the CPU: waits, and copies all of it."""

@@ -13,7 +13,7 @@ from streamcca import store
 from streamcca._backend import Accumulator, FloatArray, Rounding, state_bytes
 from streamcca._memory import check_memory
 from streamcca.batches import check_name, check_names, checked_ids, checked_weights, first_rows
-from streamcca.devices import CudaAccumulator, can_follow, checked_device
+from streamcca.devices import SMALL_BLOCK_ROWS, CudaAccumulator, can_follow, checked_device
 from streamcca.errors import InputError, ProcessError, StateFileError
 from streamcca.views import (
     Pairs,
@@ -106,6 +106,7 @@ class Moments:
         )
         self._ids_checksum: dict[str, int] = {}
         self._just_loaded = False
+        self._block_rows = 0  # on a device; 0: as many as are best for one object
         self._core = self._new_core()
 
     def _pair_indices(self) -> list[tuple[int, int]]:
@@ -116,8 +117,14 @@ class Moments:
         names, widths, pairs = list(self._views), list(self._views.values()), self._pair_indices()
         if self._device is None or self._device == "cpu":
             return Accumulator(names, widths, pairs, self._precision, self._nonfinite, self._threads or 0)
-        core = CudaAccumulator(names, widths, pairs, self._precision, self._nonfinite, self._device, self._threads or 0)
+        options = (self._device, self._threads or 0, self._block_rows)
+        core = CudaAccumulator(names, widths, pairs, self._precision, self._nonfinite, *options)
         return cast(Accumulator, core)  # it has the same methods
+
+    def _use_small_blocks(self) -> None:
+        """Before the first row: let few rows wait on a device, where many objects have rows that wait."""
+        self._block_rows = SMALL_BLOCK_ROWS
+        self._core = self._new_core()
 
     def _follow(self, rows: list[Any]) -> None:
         """Move to the device of the first batch, or the first since a state was loaded, where it was left open."""

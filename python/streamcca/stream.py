@@ -143,7 +143,9 @@ class LayerStreams:
 
     def _moments_of(self, layer: str, width: int) -> Moments:
         if layer not in self._moments:
-            self._moments[layer] = Moments({layer: width}, **self._options)
+            moments = Moments({layer: width}, **self._options)
+            moments._use_small_blocks()
+            self._moments[layer] = moments
         return self._moments[layer]
 
     def copies(self) -> dict[str, Moments]:
