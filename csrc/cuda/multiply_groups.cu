@@ -2,8 +2,8 @@
 // asked go on (wgmma): two groups of four warps multiply, each 64 x 128 entries of a tile at a time, and one thread of a third group has
 // slabs of rows copied to a ring of slots. The same planes, the same short chains, whose sums go into float32 sums that round.
 //
-// Rows of one plane are shared by the two tiles of a unit: with a tile a block, copies would be what costs (on an H200, bfloat16 rows x
-// 4096: 631 TFLOP/s instead of 681, both with 16384 rows a block). While one group adds the sums of its chain, the other one's products
+// Rows of one plane are shared by the two tiles of a unit: with a tile a block, copies would be what costs (prototypes
+// on an H200, bfloat16 rows x 4096: 631 TFLOP/s instead of 681). While one group adds the sums of its chain, the other one's products
 // run.
 #include "cuda/batch_rows.h"
 #include "cuda/device.h"

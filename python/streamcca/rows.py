@@ -241,14 +241,15 @@ def to_rows(layer: str, tensor: Tensor, grid: Grid, way: Way, valid: Tensor | No
     if way == "first" or way == "last":
         return _one_token(features_last, way, valid)
     if way == "pool":
-        if (
-            valid is None
-        ):  # read where it lies: on an H200 a float32 copy of 16 blocks of a ResNet-50 takes a quarter of its forward
+        narrow = tensor.element_size() < 4
+        if narrow and valid is None and tensor.is_cuda:
             import torch
 
-            sums_in = torch.float32 if tensor.element_size() < 4 else tensor.dtype
-            return features_last.mean(dim=tuple(range(1, features_last.ndim - 1)), dtype=sums_in)
-        wide = features_last if tensor.element_size() >= 4 else features_last.float()
+            # Where they lie. (A CPU averages 16-bit numbers up to twice as slowly as a float32 copy and its mean.)
+            return features_last.mean(dim=tuple(range(1, features_last.ndim - 1)), dtype=torch.float32)
+        wide = features_last.float() if narrow else features_last
+        if valid is None:
+            return wide.flatten(1, -2).mean(dim=1)
         counted = valid.to(wide.device).unsqueeze(-1)
         # Padding may hold anything, also NaN: it is left out, not multiplied by zero.
         sums = wide.masked_fill(~counted, 0).sum(dim=1)
