@@ -255,9 +255,18 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("started", py::cpp_function(&cuda::Accumulator::started, Released()))
       .def_property_readonly("device", &cuda::Accumulator::device)
       .def_property_readonly("block_rows", &cuda::Accumulator::depth)
+      .def_property_readonly("room", [](const cuda::Accumulator& self) { return self.room(); })
       .def_property_readonly("products", py::cpp_function([](cuda::Accumulator& self) { return name_of(self.products()); }, Released()));
   m.def("device_count", &device_count);
   m.def("device_name", &cuda::device_name, py::arg("device"));
+  m.def(
+      "memory_use",
+      [](int device) {
+        const cuda::MemoryUse use = cuda::memory_use(device);
+        return py::make_tuple(use.now, use.most);
+      },
+      py::arg("device"));
+  m.def("forget_most_used", &cuda::forget_most_used, py::arg("device"));
   m.attr("EMULATED") = cuda::is_emulated();
   m.attr("NO_TILE") = cuda::kNoTile;
   m.attr("BLOCK_ROWS") = cuda::kMostBlockRows;

@@ -21,8 +21,6 @@ constexpr double kChain32 = 256;
 
 constexpr double square(double x) { return x * x; }
 
-std::size_t value_bytes(Products products) { return products == Products::f32 ? kPlaneSets * sizeof(std::uint16_t) : sizeof(double); }
-
 void check_weight(double weight, std::size_t row) {
   if (weight >= 0 && weight <= kLargestWeight) return;
   std::ostringstream text;
@@ -51,9 +49,9 @@ Accumulator::~Accumulator() {
     }
   } catch (const Error&) {  // the driver has shut down: so has its memory
   }
-  for (Buffer* b : {&status_, &device_tasks_, &device_units_, &shift_, &head_, &head_roots_, &packed_, &planes_, &halves_, &strips_, &sums_,
-                    &parts_, &bad_})
+  for (Buffer* b : {&status_, &device_tasks_, &device_units_, &shift_, &head_, &head_roots_, &planes_, &halves_, &sums_, &parts_, &bad_})
     b->follow(nullptr);
+  block_.follow(nullptr);
   if (state_) state_->follow(nullptr);
   if (refused_) release_pinned(const_cast<unsigned*>(refused_));
   if (status_copy_) release_pinned(status_copy_);
@@ -106,63 +104,6 @@ void Accumulator::use(Stream stream) {
 
 // ---------------------------------------------------------------- update
 
-void Accumulator::start(Products products) {
-  if (options_.ladder == Ladder::best) options_.ladder = has_warp_groups(options_.device) ? Ladder::hopper : Ladder::tensor;
-  if (options_.ladder == Ladder::hopper && !has_warp_groups(options_.device)) {
-    throw Error(
-        ErrorKind::device,
-        "STREAMCCA_CUDA_LADDER: got 'hopper', which cuda:" + std::to_string(options_.device) +
-            " cannot run, expected a card of compute capability 9.0 and kernels compiled for sm_90a; leave it out, or use 'tensor'");
-  }
-  now_.started = true;
-  now_.products = products;
-  now_.narrow.assign(views_.size(), true);
-  now_.half = now_.narrow;
-  const bool by_units = options_.ladder == Ladder::hopper && products == Products::f32;
-  splits_ = splits_for(by_units ? plan_.units.size() : plan_.tasks.size(), depth());
-  const std::size_t state = plan_.tasks.size() * kTileSize * sizeof(double), packed = columns() * depth() * value_bytes(products);
-  const std::size_t strips = 2 * (depth() / kStrip) * columns() * sizeof(double), head = kHead * columns() * sizeof(double);
-  const std::size_t parts = splits_ > 1 ? splits_ * state : 0;
-  if (!state_ || packed_.bytes() != packed || parts_.bytes() != parts) {
-    const std::size_t needed = state + packed + strips + head + parts, available = free_memory(options_.device);
-    if (needed > available) {
-      now_ = Counters{};
-      throw Error(ErrorKind::device, "these moments need " + std::to_string(needed >> 20) +
-                                         " MiB on cuda:" + std::to_string(options_.device) + ", expected at most the " +
-                                         std::to_string(available >> 20) + " MiB that are free; ask for fewer pairs, or use device='cpu'");
-    }
-    try {
-      if (!last_) last_ = std::make_unique<Event>();
-      if (!refused_) refused_ = static_cast<volatile unsigned*>(allocate_pinned((1 + views_.size()) * sizeof(unsigned)));
-      if (!status_copy_) status_copy_ = static_cast<Status*>(allocate_pinned(sizeof(Status)));
-      state_ = std::make_shared<Buffer>(state, stream_);
-      packed_ = Buffer(packed, stream_);
-      strips_ = Buffer(strips, stream_);
-      head_ = Buffer(head, stream_);
-      head_roots_ = Buffer(kHead * sizeof(double), stream_);
-      parts_ = Buffer(parts, stream_);
-      shift_ = Buffer(columns() * sizeof(double), stream_);
-      sums_ = Buffer(2 * columns() * sizeof(double), stream_);
-      planes_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
-      halves_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
-      status_ = uploads_.send(&seen_, sizeof seen_, stream_);
-      device_tasks_ = uploads_.send(plan_.tasks.data(), plan_.tasks.size() * sizeof(Task), stream_);
-      device_units_ = uploads_.send(plan_.units.data(), plan_.units.size() * sizeof(Unit), stream_);
-    } catch (...) {
-      now_ = Counters{};
-      state_.reset();
-      throw;
-    }
-  }
-  for (std::size_t i = 0; i <= views_.size(); ++i) refused_[i] = 0;
-  fill(state_->as<void>(), 0, state, stream_);
-  fill(sums_.as<void>(), 0, sums_.bytes(), stream_);
-  fill(head_.as<void>(), 0, head, stream_);
-  const std::vector<std::uint32_t> ones(schedule_.groups(), 1);
-  const Buffer from = uploads_.send(ones.data(), ones.size() * sizeof ones[0], stream_);
-  copy(planes_.as<void>(), from.as<void>(), from.bytes(), stream_);
-}
-
 // The rows that take part, by view. Rows of weight zero are absent.
 std::vector<Batch> Accumulator::batches_of(const std::vector<Rows>& rows, const double* weights, std::vector<double>* kept_weights) {
   std::vector<Batch> batches;
@@ -180,7 +121,8 @@ void Accumulator::update(const std::vector<Rows>& rows, int device, const double
   const std::lock_guard<std::mutex> lock(mutex_);
   check_shapes(rows);
   check_device(device);
-  if (last_ && last_->has_passed()) {  // a question, not a wait
+  const bool known = last_ && last_->has_passed();  // a question, not a wait
+  if (known) {
     if (*refused_) resolve();
     journal_.clear();
   }
@@ -191,14 +133,15 @@ void Accumulator::update(const std::vector<Rows>& rows, int device, const double
   options_.device = device;
   const OnDevice on(device);
   use(stream);
+  const Kinds kinds = kinds_of(rows, weights);
   journal_.emplace_back(batch_ + 1, now_);
-  if (!now_.started) {
-    try {
-      start(products);
-    } catch (...) {
-      journal_.pop_back();
-      throw;
-    }
+  try {
+    if (!now_.started) start(products, planes_for(kinds, products));
+    reserve(batches[0].count, kinds, known);
+  } catch (...) {
+    now_ = journal_.back().second;
+    journal_.pop_back();
+    throw;
   }
   ++batch_;
 
@@ -230,11 +173,11 @@ void Accumulator::update(const std::vector<Rows>& rows, int device, const double
     const std::size_t count = std::min(batches[0].count, kHead - now_.fill);
     std::vector<Batch> first = batches;
     for (Batch& batch : first) batch.count = count;
-    append(first, kept, true);
+    append(first, kinds, kept, true);
     for (Batch& batch : batches) batch.first += count, batch.count -= count;
     if (now_.fill == kHead) settle();
   }
-  append(batches, kept, false);
+  append(batches, kinds, kept, false);
   last_->record(stream_);
 }
 
@@ -260,44 +203,20 @@ void Accumulator::check_values(const std::vector<Batch>& batches, const std::vec
 }
 
 // Fills slots, of the head or of block after block. `weights` are those of the rows from the start of the batch on, or empty.
-void Accumulator::append(std::vector<Batch> batches, const std::vector<double>& weights, bool to_head) {
+void Accumulator::append(std::vector<Batch> batches, const Kinds& kinds, const std::vector<double>& weights, bool to_head) {
   while (batches[0].count) {
     const std::size_t room = (to_head ? kHead : depth()) - now_.fill, count = std::min(room, batches[0].count);
     for (std::size_t v = 0; v < views_.size(); ++v) {
       Batch piece = batches[v];
       piece.count = count;
-      const std::size_t group = schedule_.first_group(v);
       if (to_head) {
         fill_head({piece, ticket(), now_.fill, columns(), head_.as<double>() + first_column(v), v ? nullptr : head_roots_.as<double>()},
                   stream_);
-        continue;
+        now_.kinds.narrow[v] = now_.kinds.narrow[v] && kinds.narrow[v];
+        now_.kinds.half[v] = false;  // they are multiplied as float64 rows are, in planes, which is more accurate
+      } else {
+        pack(v, piece, kinds);
       }
-      const bool narrow = piece.rows.dtype == DType::bf16 && !piece.roots;
-      if (now_.products == Products::f32 && now_.narrow[v] && !narrow) {  // from here on, all planes
-        const std::size_t groups = schedule_.first_group(v + 1) - group;
-        if (now_.fill)
-          blank_slots({ticket(), group, groups, 0, now_.fill, depth(), 1, kPlanes - 1, packed_.as<void>(), planes_.as<std::uint32_t>()},
-                      now_.products, stream_);
-        now_.narrow[v] = false;
-      }
-      now_.half[v] = now_.half[v] && piece.rows.dtype == DType::f16 && !piece.roots;
-      Pack pack;
-      pack.batch = piece;
-      pack.ticket = ticket();
-      pack.slot = now_.fill;
-      pack.depth = depth();
-      pack.group = group;
-      pack.columns = columns();
-      pack.shift = shift_.as<double>();
-      pack.packed = packed_.as<void>();
-      pack.planes = planes_.as<std::uint32_t>();
-      pack.strip_sums = strips_.as<double>();
-      pack.strip_squares = strips_.as<double>() + depth() / kStrip * columns();
-      pack.narrow = now_.narrow[v];
-      pack.unmoved = refused_[1 + v] == kUnmoved;
-      pack.halves = halves_.as<std::uint32_t>();
-      pack.half = now_.half[v];
-      pack_rows(pack, now_.products, stream_);
     }
     const std::size_t first = batches[0].first;
     for (std::size_t i = first; i < first + count; ++i) {
@@ -310,6 +229,33 @@ void Accumulator::append(std::vector<Batch> batches, const std::vector<double>& 
     for (Batch& batch : batches) batch.first += count, batch.count -= count;
     if (!to_head && now_.fill == depth()) flush();
   }
+}
+
+void Accumulator::pack(std::size_t view, const Batch& rows, const Kinds& kinds) {
+  const std::size_t group = schedule_.first_group(view), groups = schedule_.first_group(view + 1) - group;
+  if (now_.products == Products::f32 && now_.kinds.narrow[view] && !kinds.narrow[view]) {  // from here on, all planes
+    if (now_.fill)
+      blank_slots({ticket(), group, groups, 0, now_.fill, 1, kPlanes - 1, block_.packed(), planes_.as<std::uint32_t>()}, now_.products,
+                  stream_);
+    now_.kinds.narrow[view] = false;
+  }
+  now_.kinds.half[view] = now_.kinds.half[view] && kinds.half[view];
+  Pack job;
+  job.batch = rows;
+  job.ticket = ticket();
+  job.slot = now_.fill;
+  job.group = group;
+  job.columns = columns();
+  job.shift = shift_.as<double>();
+  job.packed = block_.packed();
+  job.planes = planes_.as<std::uint32_t>();
+  job.strip_sums = block_.strip_sums();
+  job.strip_squares = block_.strip_squares();
+  job.narrow = now_.kinds.narrow[view];
+  job.unmoved = is_unmoved(view);
+  job.halves = halves_.as<std::uint32_t>();
+  job.half = now_.kinds.half[view];
+  pack_rows(job, now_.products, stream_);
 }
 
 void Accumulator::settle() {
@@ -336,7 +282,7 @@ void Accumulator::settle() {
   const Counters counted = now_;
   now_.settled = true;
   now_.fill = 0;
-  append(batches, {}, false);
+  append(batches, counted.kinds, {}, false);
   now_.slots = counted.slots;
   now_.weight = counted.weight;
   now_.block_weight = counted.weight * static_cast<double>(now_.fill) / static_cast<double>(rows);
@@ -356,9 +302,9 @@ Product Accumulator::product_of(std::size_t first, std::size_t last, double* tar
   product.units = device_units_.as<Unit>() + plan_.first_unit[first];
   product.unit_count = plan_.first_unit[last] - plan_.first_unit[first];
   product.splits = splits_;
-  product.depth = depth();
+  product.part = depth() / splits_;
   product.rows = now_.fill;
-  product.packed = packed_.as<void>();
+  product.packed = block_.packed();
   product.planes = planes_.as<std::uint32_t>();
   product.halves = halves_.as<std::uint32_t>();
   product.target = target;
@@ -368,15 +314,13 @@ Product Accumulator::product_of(std::size_t first, std::size_t last, double* tar
 
 void Accumulator::flush() {
   multiply(product_of(0, pairs_.size(), state_->as<double>()), now_.products, options_.ladder, stream_);
-  const double* strips = strips_.as<double>();
-  add_columns({ticket(), strips, strips + depth() / kStrip * columns(), (now_.fill + kStrip - 1) / kStrip, columns(), sums_.as<double>(),
+  add_columns({ticket(), block_.strip_sums(), block_.strip_squares(), (now_.fill + kStrip - 1) / kStrip, columns(), sums_.as<double>(),
                sums_.as<double>() + columns(), planes_.as<std::uint32_t>()},
               stream_);
   now_.rounding += block_variance(static_cast<double>(now_.fill), now_.block_weight, now_.weight);
   now_.fill = 0;
   now_.block_weight = 0;
-  now_.narrow.assign(views_.size(), true);
-  now_.half = now_.narrow;
+  now_.kinds = {std::vector<bool>(views_.size(), true), std::vector<bool>(views_.size(), true)};
 }
 
 // The model of cpu/accumulator.cpp: chains of multiply-adds in the product type, then one addition in float64 a block. What tensor cores do

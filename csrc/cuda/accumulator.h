@@ -19,6 +19,7 @@
 #include "core/rows.h"
 #include "core/schedule.h"
 #include "core/uncertainty.h"
+#include "cuda/block.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
 #include "cuda/tile_plan.h"
@@ -73,6 +74,8 @@ class Accumulator {
   Products products();
   int device() const { return options_.device; }
   std::size_t depth() const;  // rows of a block
+  // Rows and planes that there is room for at present.
+  std::pair<std::size_t, std::size_t> room() const { return {block_.rows(), block_.planes()}; }
   const std::vector<View>& views() const { return views_; }
   const std::vector<Pair>& pairs() const { return pairs_; }
 
@@ -90,6 +93,11 @@ class Accumulator {
   void hold_back(Stream stream);
 
  private:
+  // Of which numbers rows without weights are, by view.
+  struct Kinds {
+    std::vector<bool> half;    // float16
+    std::vector<bool> narrow;  // bfloat16
+  };
   // What the host knows of the stream of rows; as it was before each batch that may still be refused.
   struct Counters {
     bool started = false, settled = false;
@@ -99,20 +107,28 @@ class Accumulator {
     double weight = 0;
     double block_weight = 0;  // of the block
     double rounding = 0, row_unit = 1;
-    std::vector<bool> half;    // by view: all rows of the block are float16 numbers without weights
-    std::vector<bool> narrow;  // by view: all rows of the block are bfloat16 numbers without weights
+    Kinds kinds;  // of the rows of the block, or of the head until it is full
   };
 
   void check_shapes(const std::vector<Rows>& rows) const;
   void check_device(int device) const;
   Products products_for(const std::vector<Rows>& rows) const;
   void use(Stream stream);
-  void start(Products products);
+  void start(Products products, std::size_t planes);
   void resolve();
+  bool is_unmoved(std::size_t view) const { return refused_ && refused_[1 + view] == kUnmoved; }  // as far as the host has heard
   Ticket ticket() const { return {status_.as<Status>(), batch_}; }
   std::vector<Batch> batches_of(const std::vector<Rows>& rows, const double* weights, std::vector<double>* kept_weights);
   void check_values(const std::vector<Batch>& batches, const std::vector<double>& weights);
-  void append(std::vector<Batch> batches, const std::vector<double>& weights, bool to_head);
+  Kinds kinds_of(const std::vector<Rows>& rows, bool weighted) const;
+  // How many planes rows need: those of the block, or any.
+  std::size_t planes_in_use() const;
+  std::size_t planes_for(const Kinds& kinds, Products products) const;
+  // Room in the block for `count` rows, before anything is launched. `known`: the device is done, so planes can be given back.
+  void reserve(std::size_t count, const Kinds& kinds, bool known);
+  void give_back();
+  void append(std::vector<Batch> batches, const Kinds& kinds, const std::vector<double>& weights, bool to_head);
+  void pack(std::size_t view, const Batch& rows, const Kinds& kinds);
   void settle();
   void report_shifts();
   void flush();
@@ -144,7 +160,8 @@ class Accumulator {
   volatile unsigned* refused_ = nullptr;  // pinned: whether a batch was refused, then what is known of each view's shift (0: nothing yet)
   Status* status_copy_ = nullptr;         // pinned
   Uploads uploads_;
-  Buffer status_, device_tasks_, device_units_, shift_, head_, head_roots_, packed_, planes_, halves_, strips_, sums_, parts_;
+  Block block_;
+  Buffer status_, device_tasks_, device_units_, shift_, head_, head_roots_, planes_, halves_, sums_, parts_;
   Buffer bad_;  // of the present batch
   SharedBuffer state_;
 };

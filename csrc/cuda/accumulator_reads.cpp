@@ -98,8 +98,7 @@ std::pair<double*, Buffer> Accumulator::tiles_with_pending(std::size_t pair) {
   Buffer scratch(count * kTileSize * sizeof(double), stream_);
   copy(scratch.as<void>(), own, scratch.bytes(), stream_);
   const std::size_t tail = (now_.fill + kBlankRows - 1) / kBlankRows * kBlankRows - now_.fill;
-  if (tail)
-    blank_slots({ticket(), 0, schedule_.groups(), now_.fill, tail, depth(), 0, kPlaneSets, packed_.as<void>()}, now_.products, stream_);
+  if (tail) blank_slots({ticket(), 0, schedule_.groups(), now_.fill, tail, 0, block_.planes(), block_.packed()}, now_.products, stream_);
   multiply(product_of(pair, pair + 1, scratch.as<double>()), now_.products, options_.ladder, stream_);
   double* tiles = scratch.as<double>();
   return {tiles, std::move(scratch)};
@@ -108,8 +107,7 @@ std::pair<double*, Buffer> Accumulator::tiles_with_pending(std::size_t pair) {
 Buffer Accumulator::columns_with_pending() {
   Buffer sums(sums_.bytes(), stream_);
   copy(sums.as<void>(), sums_.as<void>(), sums.bytes(), stream_);
-  const double* strips = strips_.as<double>();
-  add_columns({ticket(), strips, strips + depth() / kStrip * columns(), (now_.fill + kStrip - 1) / kStrip, columns(), sums.as<double>(),
+  add_columns({ticket(), block_.strip_sums(), block_.strip_squares(), (now_.fill + kStrip - 1) / kStrip, columns(), sums.as<double>(),
                sums.as<double>() + columns(), nullptr},
               stream_);
   return sums;
@@ -245,7 +243,7 @@ void Accumulator::restore(const Snapshot& s) {
     wait_for(stream_);
     return;
   }
-  start(s.products);
+  start(s.products, kPlanes);
   *status_copy_ = seen_;
   copy(status_.as<void>(), status_copy_, sizeof(Status), stream_);
   wait_for(stream_);
@@ -256,6 +254,7 @@ void Accumulator::restore(const Snapshot& s) {
   now_.rounding = s.rounding;
   now_.row_unit = s.row_unit;
   if (!s.settled) {
+    now_.kinds = {std::vector<bool>(views_.size(), false), std::vector<bool>(views_.size(), false)};  // they are not known any more
     now_.fill = s.roots.size();
     std::vector<double> head(kHead * columns()), roots = s.roots;
     for (std::size_t v = 0; v < views_.size(); ++v) {
@@ -306,6 +305,7 @@ SharedBuffer Accumulator::covariance(std::size_t pair, double ddof, Stream strea
                                       std::to_string(kHead) + ", the first of which fix the shift; use Moments.covariance, or add rows");
   }
   const OnDevice on(options_.device);
+  give_back();
   const auto [tiles, scratch] = tiles_with_pending(pair);
   const Buffer sums = columns_with_pending();
   const Buffer places = uploads_.send(plan_.places[pair].data(), plan_.places[pair].size() * sizeof(std::uint32_t), stream_);

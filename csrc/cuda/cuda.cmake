@@ -12,7 +12,9 @@ set(cuda_host
   csrc/core/schedule.cpp
   csrc/core/uncertainty.cpp
   csrc/cuda/accumulator.cpp
+  csrc/cuda/accumulator_memory.cpp
   csrc/cuda/accumulator_reads.cpp
+  csrc/cuda/block.cpp
   csrc/cuda/tile_plan.cpp
   csrc/bind/bind_errors.cpp
   csrc/bind/cuda_arrays.cpp

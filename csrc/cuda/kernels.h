@@ -87,11 +87,10 @@ struct Pack {
   Batch batch;
   Ticket ticket;
   std::size_t slot = 0;
-  std::size_t depth = 0;
   std::size_t group = 0;          // first one of the view
   std::size_t columns = 0;        // of all groups: pitch of the strips
   const double* shift = nullptr;  // of all columns
-  void* packed = nullptr;
+  Packed packed;
   std::uint32_t* planes = nullptr;  // by group: how many planes its values need; rises
   double* strip_sums = nullptr;     // [strip * columns + column]
   double* strip_squares = nullptr;
@@ -106,9 +105,9 @@ void pack_rows(const Pack& pack, Products products, Stream stream);
 struct Blank {
   Ticket ticket;
   std::size_t group = 0, groups = 0;
-  std::size_t slot = 0, count = 0, depth = 0;
+  std::size_t slot = 0, count = 0;
   std::size_t plane = 0, planes = 1;
-  void* packed = nullptr;
+  Packed packed;
   const std::uint32_t* needed = nullptr;  // by group: those that need more than one plane are left alone; null: none is
 };
 void blank_slots(const Blank& blank, Products products, Stream stream);
@@ -127,7 +126,7 @@ struct ColumnSums {
 void add_columns(const ColumnSums& sums, Stream stream);
 
 // Products of the packed rows, tile by tile, into float64 tiles: target[task * kTileSize + ...]. Rows up to the next multiple of
-// kBlankRows must be zero. Where `splits` is more than one, each part of the rows is summed for itself, then added part after part.
+// kBlankRows must be zero. Where `splits` is more than one, each part of `part` rows is summed for itself, then added part after part.
 struct Product {
   Ticket ticket;
   const Task* tasks = nullptr;
@@ -136,9 +135,9 @@ struct Product {
   std::size_t unit_count = 0;
   std::size_t first_tile = 0;  // what units call the first task
   std::size_t splits = 1;
-  std::size_t depth = 0;
+  std::size_t part = 0;  // rows of the whole block / splits, full or not
   std::size_t rows = 0;
-  const void* packed = nullptr;
+  Packed packed;
   const std::uint32_t* planes = nullptr;
   const std::uint32_t* halves = nullptr;
   double* target = nullptr;

@@ -5,8 +5,10 @@
 // the planes. A value that is a bfloat16 number needs the first plane alone. A fourth plane holds values that are float16 numbers once
 // more, as such, where all of a block are. Rows of float64 products are kept as they are.
 //
-//   planes:  packed[plane_place(group, plane, depth, row, column)]       (std::uint16_t)
-//   float64: packed[double_place(group, depth, row, column)]             (double)
+//   planes:  packed.plane[p][plane_place(group, packed.rows, row, column)]     (std::uint16_t)
+//   float64: packed.plane[0][double_place(group, packed.rows, row, column)]    (double)
+//
+// Each plane has memory of its own, which it only has where some group needs it (block.h).
 //
 // Planes lie in slabs of kSlabRows rows, one behind the other, and within a slab as Hopper's tensor cores want them in shared memory, so
 // that a slab is one copy of 16 KiB that no thread has to touch.
@@ -52,26 +54,29 @@ constexpr Geometry kGeometry{kTile, kTile, kTile, kTile, 8, 1};
 constexpr unsigned slab_chunk(unsigned row, unsigned chunk) {
   return (chunk / 8 * static_cast<unsigned>(kSlabRows) + row) * 8 + ((chunk ^ row) & 7);
 }
-// `row` is the first one of a slab.
-constexpr std::size_t plane_index(std::size_t group, std::size_t plane, std::size_t depth, std::size_t row) {
-  return ((group * kPlaneSets + plane) * depth + row) * kTile;
-}
-constexpr std::size_t plane_place(std::size_t group, std::size_t plane, std::size_t depth, std::size_t row, std::size_t column) {
+// Where a slab begins whose first row is `row`, or a row of float64; a group has room for `rows`.
+constexpr std::size_t row_index(std::size_t group, std::size_t rows, std::size_t row) { return (group * rows + row) * kTile; }
+constexpr std::size_t plane_place(std::size_t group, std::size_t rows, std::size_t row, std::size_t column) {
   const std::size_t within = row % kSlabRows;
-  return plane_index(group, plane, depth, row - within) +
+  return row_index(group, rows, row - within) +
          8 * std::size_t{slab_chunk(static_cast<unsigned>(within), static_cast<unsigned>(column / 8))} + column % 8;
 }
 // Float64 rows lie as threads load fragments of them from shared memory: rows of 1024 bytes would have the same chunk in the same banks.
-constexpr std::size_t double_index(std::size_t group, std::size_t depth, std::size_t row) { return (group * depth + row) * kTile; }
 constexpr unsigned double_chunk(unsigned row, unsigned chunk) { return row * 64 + (chunk ^ ((row & 3) << 1)); }
-constexpr std::size_t double_place(std::size_t group, std::size_t depth, std::size_t row, std::size_t column) {
-  return double_index(group, depth, 0) + 2 * std::size_t{double_chunk(static_cast<unsigned>(row), static_cast<unsigned>(column / 2))} +
+constexpr std::size_t double_place(std::size_t group, std::size_t rows, std::size_t row, std::size_t column) {
+  return row_index(group, rows, 0) + 2 * std::size_t{double_chunk(static_cast<unsigned>(row), static_cast<unsigned>(column / 2))} +
          column % 2;
 }
 
 // Where chunk `chunk` of row `row` of a stage of planes lies in shared memory, for threads that load fragments from there, in chunks. Rows
 // are 256 bytes long, so unmoved the same chunk of every row would fall into the same banks.
 constexpr unsigned narrow_chunk(unsigned row, unsigned chunk) { return row * 16 + (chunk ^ (row & 7)); }
+
+// The memory of the rows that wait: by plane (of float64 rows there is one) all groups, with room for `rows` each.
+struct Packed {
+  void* plane[kPlaneSets] = {};
+  std::size_t rows = 0;
+};
 
 // One tile of the state: which groups it multiplies.
 struct Task {

@@ -24,7 +24,7 @@ struct Sums {
 };
 
 STREAMCCA_DEVICE const unsigned char* stage_of(const Product& job, std::size_t group, std::size_t row) {
-  return reinterpret_cast<const unsigned char*>(static_cast<const double*>(job.packed) + double_index(group, job.depth, row));
+  return reinterpret_cast<const unsigned char*>(static_cast<const double*>(job.packed.plane[0]) + row_index(group, job.packed.rows, row));
 }
 
 // Stages are copied whole: rows from `job.rows` to the next multiple of a stage are zero.
@@ -85,8 +85,8 @@ struct Span {
   std::size_t begin, stages;
 };
 STREAMCCA_DEVICE Span span_of(const Product& job) {
-  const std::size_t part = job.depth / job.splits, begin = block_index() % job.splits * part;
-  const std::size_t end = begin + part < job.rows ? begin + part : job.rows;
+  const std::size_t begin = block_index() % job.splits * job.part;
+  const std::size_t end = begin + job.part < job.rows ? begin + job.part : job.rows;
   return {job.tasks[block_index() / job.splits], begin, begin < end ? (end - begin + kRows - 1) / kRows : 0};
 }
 

@@ -91,7 +91,8 @@ STREAMCCA_DEVICE void promote(float (&total)[kSums], const float (&sums)[kSums])
 }
 
 STREAMCCA_DEVICE const unsigned char* slab(const Product& job, std::uint32_t group, std::size_t plane, std::size_t row) {
-  return reinterpret_cast<const unsigned char*>(static_cast<const std::uint16_t*>(job.packed) + plane_index(group, plane, job.depth, row));
+  return reinterpret_cast<const unsigned char*>(static_cast<const std::uint16_t*>(job.packed.plane[plane]) +
+                                                row_index(group, job.packed.rows, row));
 }
 
 // ---------------------------------------------------------------- one plane of each group
@@ -324,9 +325,9 @@ STREAMCCA_DEVICE Ring start_ring() {
 STREAMCCA_GROUPS_KERNEL void groups_kernel(Product job) {
   if (is_void(job.ticket.status, job.ticket.batch)) return;
   const Unit unit = job.units[block_index() / job.splits];
-  const std::size_t part = job.depth / job.splits, begin = block_index() % job.splits * part;
+  const std::size_t begin = block_index() % job.splits * job.part;
   if (begin >= job.rows) return;
-  const std::size_t end = begin + part < job.rows ? begin + part : job.rows;
+  const std::size_t end = begin + job.part < job.rows ? begin + job.part : job.rows;
   const Span span{begin, static_cast<unsigned>((end - begin + kSlabRows - 1) / kSlabRows)};
   const unsigned tiles = unit.tile[1] == kNoTile ? 1 : 2;
   const auto task_of = [&](unsigned t) { return job.tasks[(t == 0 ? unit.tile[0] : unit.tile[1]) - job.first_tile]; };

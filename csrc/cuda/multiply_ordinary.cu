@@ -8,12 +8,11 @@ namespace {
 template <class T>
 STREAMCCA_DEVICE T value_at(const Product& job, std::size_t group, std::size_t row, std::size_t column) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    return static_cast<const double*>(job.packed)[double_place(group, job.depth, row, column)];
+    return static_cast<const double*>(job.packed.plane[0])[double_place(group, job.packed.rows, row, column)];
   } else {
-    const auto* planes = static_cast<const std::uint16_t*>(job.packed);
+    const std::size_t place = plane_place(group, job.packed.rows, row, column);
     T sum = 0;
-    for (std::size_t plane = job.planes[group]; plane-- > 0;)
-      sum += from_bfloat16(planes[plane_place(group, plane, job.depth, row, column)]);
+    for (std::size_t p = job.planes[group]; p-- > 0;) sum += from_bfloat16(static_cast<const std::uint16_t*>(job.packed.plane[p])[place]);
     return sum;
   }
 }
@@ -44,8 +43,7 @@ template <class T>
 STREAMCCA_DEVICE void multiply_tile(const Product& job) {
   constexpr std::size_t rows_at_once = 8, entries = 8;
   const Task task = job.tasks[block_index() / job.splits];
-  const std::size_t split = block_index() % job.splits, part = job.depth / job.splits;
-  const std::size_t begin = split * part, end = begin + part < job.rows ? begin + part : job.rows;
+  const std::size_t begin = block_index() % job.splits * job.part, end = begin + job.part < job.rows ? begin + job.part : job.rows;
   double* out = job.splits > 1 ? job.parts + block_index() * kTileSize : job.target + block_index() * kTileSize;
   T* left = reinterpret_cast<T*>(shared_memory());
   T* right = left + rows_at_once * kTile;
@@ -100,7 +98,7 @@ STREAMCCA_KERNEL void gather_kernel(Product job) {
   const std::size_t e = block_index() * kThreads + thread_index();
   const std::size_t tile = e / kTileSize, place = e % kTileSize;
   double sum = 0;
-  for (std::size_t split = 0; split < job.splits && split * (job.depth / job.splits) < job.rows; ++split)
+  for (std::size_t split = 0; split < job.splits && split * job.part < job.rows; ++split)
     sum += job.parts[(tile * job.splits + split) * kTileSize + place];
   job.target[e] += sum;
 }

@@ -51,8 +51,8 @@ STREAMCCA_DEVICE void promote(Sums& total, Sums& sums) {
 // kStage rows of one plane of one group: 512 chunks of 16 bytes, two for each thread.
 STREAMCCA_DEVICE void load_plane(const Product& job, std::size_t group, std::size_t plane, std::size_t row, unsigned char* to) {
   const std::size_t within = row % kSlabRows;
-  const auto* slab = reinterpret_cast<const unsigned char*>(static_cast<const std::uint16_t*>(job.packed) +
-                                                            plane_index(group, plane, job.depth, row - within));
+  const auto* slab = reinterpret_cast<const unsigned char*>(static_cast<const std::uint16_t*>(job.packed.plane[plane]) +
+                                                            row_index(group, job.packed.rows, row - within));
 #pragma unroll
   for (unsigned i = 0; i < kStageBytes / 16 / kThreads; ++i) {
     const unsigned e = thread_index() + i * kThreads;
@@ -165,9 +165,9 @@ STREAMCCA_DEVICE void add_to_state(const Product& job, const Sums& total, bool f
 STREAMCCA_KERNEL void planes_kernel(Product job) {
   if (is_void(job.ticket.status, job.ticket.batch)) return;
   const Task task = job.tasks[block_index() / job.splits];
-  const std::size_t part = job.depth / job.splits, begin = block_index() % job.splits * part;
+  const std::size_t begin = block_index() % job.splits * job.part;
   if (begin >= job.rows) return;
-  const std::size_t end = begin + part < job.rows ? begin + part : job.rows;
+  const std::size_t end = begin + job.part < job.rows ? begin + job.part : job.rows;
   Sums total;
   clear(total);
   if (job.planes[task.row_group] == 1 && job.planes[task.col_group] == 1) {

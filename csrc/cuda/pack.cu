@@ -201,7 +201,6 @@ STREAMCCA_DEVICE std::uint32_t pair_of(std::uint16_t low, std::uint16_t high) { 
 
 // Returns how many planes the values need.
 STREAMCCA_DEVICE unsigned write_planes(const Pack& job, const Piece<float>& piece, bool first_plane_only, bool half_plane) {
-  auto* planes = static_cast<std::uint16_t*>(job.packed);
   unsigned most = 1;
 #pragma unroll 2
   for (std::size_t r = thread_index() / 16; r < Piece<float>::rows; r += kThreads / 16) {
@@ -225,7 +224,8 @@ STREAMCCA_DEVICE unsigned write_planes(const Pack& job, const Piece<float>& piec
       }
     }
     const auto write = [&](std::size_t p, const Chunk& values) {
-      *reinterpret_cast<Chunk*>(planes + plane_place(piece.group, p, job.depth, slot, 8 * chunk)) = values;
+      auto* to = static_cast<std::uint16_t*>(job.packed.plane[p]);
+      *reinterpret_cast<Chunk*>(to + plane_place(piece.group, job.packed.rows, slot, 8 * chunk)) = values;
     };
     write(0, plane[0]);
     if (first_plane_only) continue;
@@ -241,7 +241,7 @@ STREAMCCA_DEVICE void write_doubles(const Pack& job, const Piece<double>& piece)
   for (std::size_t e = thread_index(); e < Piece<double>::rows * (kTile / 2); e += kThreads) {
     const std::size_t r = e / (kTile / 2), column = e % (kTile / 2) * 2, slot = piece.begin + r;
     if (slot < piece.first || slot >= piece.end) continue;
-    *reinterpret_cast<TwoDoubles*>(static_cast<double*>(job.packed) + double_place(piece.group, job.depth, slot, column)) =
+    *reinterpret_cast<TwoDoubles*>(static_cast<double*>(job.packed.plane[0]) + double_place(piece.group, job.packed.rows, slot, column)) =
         *reinterpret_cast<const TwoDoubles*>(piece.values + r * Piece<double>::pitch + column);
   }
 }
@@ -294,7 +294,8 @@ STREAMCCA_DENSE_KERNEL void plain_kernel(Pack job) {
   if (is_void(job.ticket.status, job.ticket.batch)) return;
   const Piece<float> piece = piece_of<float>(job);
   const std::size_t chunk = thread_index() % across, column = piece.own * kTile + 8 * chunk;
-  auto* slab = reinterpret_cast<Chunk*>(static_cast<std::uint16_t*>(job.packed) + plane_index(piece.group, 0, job.depth, piece.begin));
+  auto* slab =
+      reinterpret_cast<Chunk*>(static_cast<std::uint16_t*>(job.packed.plane[0]) + row_index(piece.group, job.packed.rows, piece.begin));
   auto* rows = reinterpret_cast<Chunk*>(shared_memory());
   Chunk chunks[pieces];
 #pragma unroll

@@ -217,9 +217,9 @@ STREAMCCA_DEVICE void blank_values(const Blank& job) {
   const std::size_t plane = job.plane + e / kTile / job.count % planes, group = job.group + e / kTile / job.count / planes;
   if (job.needed && job.needed[group] > 1) return;
   if constexpr (kWide) {
-    static_cast<double*>(job.packed)[double_place(group, job.depth, row, column)] = 0;
+    static_cast<double*>(job.packed.plane[0])[double_place(group, job.packed.rows, row, column)] = 0;
   } else {
-    static_cast<std::uint16_t*>(job.packed)[plane_place(group, plane, job.depth, row, column)] = 0;
+    static_cast<std::uint16_t*>(job.packed.plane[plane])[plane_place(group, job.packed.rows, row, column)] = 0;
   }
 }
 STREAMCCA_KERNEL void blank_kernel32(Blank job) {

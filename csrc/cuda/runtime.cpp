@@ -2,12 +2,20 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 #include "core/error.h"
 
 namespace streamcca::cuda {
 namespace {
 
 cudaStream_t as_stream(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+cudaMemPool_t pool_of(int device) {
+  cudaMemPool_t pool;
+  check_result(cudaDeviceGetDefaultMemPool(&pool, device), "a question about memory");
+  return pool;
+}
 
 }  // namespace
 
@@ -40,6 +48,18 @@ std::size_t free_memory(int device) {
   std::size_t free = 0, total = 0;
   check_result(cudaMemGetInfo(&free, &total), "a question about memory");
   return free;
+}
+
+MemoryUse memory_use(int device) {
+  std::uint64_t now = 0, most = 0;
+  check_result(cudaMemPoolGetAttribute(pool_of(device), cudaMemPoolAttrUsedMemCurrent, &now), "a question about memory");
+  check_result(cudaMemPoolGetAttribute(pool_of(device), cudaMemPoolAttrUsedMemHigh, &most), "a question about memory");
+  return {now, most};
+}
+
+void forget_most_used(int device) {
+  std::uint64_t zero = 0;  // which stands for what is in use now
+  check_result(cudaMemPoolSetAttribute(pool_of(device), cudaMemPoolAttrUsedMemHigh, &zero), "a question about memory");
 }
 
 bool has_warp_groups([[maybe_unused]] int device) {
@@ -84,6 +104,11 @@ void release(void* p, Stream stream) noexcept {
 
 void copy(void* to, const void* from, std::size_t bytes, Stream stream) {
   if (bytes) check_result(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, as_stream(stream)), "a copy");
+}
+
+void copy_lines(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t bytes, std::size_t lines,
+                Stream stream) {
+  check_result(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, lines, cudaMemcpyDeviceToDevice, as_stream(stream)), "a copy");
 }
 
 void fill(void* p, int byte, std::size_t bytes, Stream stream) {

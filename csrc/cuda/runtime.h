@@ -16,6 +16,12 @@ bool is_emulated();
 int device_count(std::string* why);
 std::string device_name(int device);
 std::size_t free_memory(int device);
+// Bytes of its default pool, where all of our memory is, that are in use; and the most since forget_most_used().
+struct MemoryUse {
+  std::size_t now = 0, most = 0;
+};
+MemoryUse memory_use(int device);
+void forget_most_used(int device);
 // Whether a device runs the code that was compiled for Hopper's warp groups (compute capability 9.0).
 bool has_warp_groups(int device);
 
@@ -34,6 +40,9 @@ class OnDevice {
 void* allocate(std::size_t bytes, Stream stream);  // in the order of the stream; what is in it is undefined
 void release(void* p, Stream stream) noexcept;
 void copy(void* to, const void* from, std::size_t bytes, Stream stream);  // any direction; asynchronous for pinned host memory
+// `lines` pieces of `bytes` bytes each, which begin `from_pitch` bytes after one another, and so in the copy; on the device.
+void copy_lines(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t bytes, std::size_t lines,
+                Stream stream);
 void fill(void* p, int byte, std::size_t bytes, Stream stream);
 void wait_for(Stream stream);
 

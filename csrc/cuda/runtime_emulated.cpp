@@ -1,29 +1,72 @@
 // The runtime of the emulator: host memory stands for device memory, and every call is done when it returns.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 
 #include "core/error.h"
 #include "cuda/runtime.h"
 
 namespace streamcca::cuda {
+namespace {
+
+std::mutex memory_mutex;
+std::map<void*, std::size_t> held;  // bytes by address
+MemoryUse use;
+
+// Tests set these, to see what happens where memory is lacking, or where the host never hears from the device unless it waits.
+bool is_late() { return std::getenv("STREAMCCA_EMULATED_LATE") != nullptr; }
+std::size_t total() {
+  const char* bytes = std::getenv("STREAMCCA_EMULATED_MEMORY");
+  return bytes ? std::strtoull(bytes, nullptr, 10) : std::size_t{4} << 30;
+}
+
+}  // namespace
 
 bool is_emulated() { return true; }
 int device_count(std::string*) { return 1; }
 std::string device_name(int) { return "emulated, for tests"; }
 bool has_warp_groups(int) { return true; }
-std::size_t free_memory(int) { return std::size_t{4} << 30; }
+std::size_t free_memory(int device) {
+  const std::size_t now = memory_use(device).now;
+  return total() > now ? total() - now : 0;
+}
 
 OnDevice::OnDevice(int) {}
 OnDevice::~OnDevice() = default;
 
+MemoryUse memory_use(int) {
+  const std::lock_guard<std::mutex> lock(memory_mutex);
+  return use;
+}
+void forget_most_used(int) {
+  const std::lock_guard<std::mutex> lock(memory_mutex);
+  use.most = use.now;
+}
+
 void* allocate(std::size_t bytes, Stream) {
+  if (bytes > free_memory(0)) throw Error(ErrorKind::device, "CUDA: allocation of " + std::to_string(bytes) + " bytes failed (emulated)");
   void* p = ::operator new(bytes, std::align_val_t{256});
   std::memset(p, 0xff, bytes);  // NaN: nothing may rely on fresh memory
+  const std::lock_guard<std::mutex> lock(memory_mutex);
+  held[p] = bytes;
+  use.now += bytes;
+  use.most = std::max(use.most, use.now);
   return p;
 }
-void release(void* p, Stream) noexcept { ::operator delete(p, std::align_val_t{256}); }
+void release(void* p, Stream) noexcept {
+  const std::lock_guard<std::mutex> lock(memory_mutex);
+  use.now -= held[p];
+  held.erase(p);
+  ::operator delete(p, std::align_val_t{256});
+}
 void copy(void* to, const void* from, std::size_t bytes, Stream) { std::memcpy(to, from, bytes); }
+void copy_lines(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t bytes, std::size_t lines, Stream) {
+  for (std::size_t i = 0; i < lines; ++i)
+    std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch, bytes);
+}
 void fill(void* p, int byte, std::size_t bytes, Stream) { std::memset(p, byte, bytes); }
 void wait_for(Stream) {}
 void* allocate_pinned(std::size_t bytes) { return ::operator new(bytes); }
@@ -32,7 +75,7 @@ void release_pinned(void* p) noexcept { ::operator delete(p); }
 Event::Event() = default;
 Event::~Event() = default;
 void Event::record(Stream) {}
-bool Event::has_passed() const { return true; }
+bool Event::has_passed() const { return !is_late(); }
 void Event::hold_back(Stream) const {}
 
 void check_result(int, const char*) {}

@@ -1,0 +1,111 @@
+// The memory of moments on a device: made for the first batch, and by and by as much for waiting rows as they need.
+#include <algorithm>
+
+#include "core/error.h"
+#include "cuda/accumulator.h"
+
+namespace streamcca::cuda {
+namespace {
+
+// A block has room for a part of its rows, one of so many, until more come.
+constexpr std::size_t kFewRows = 8;
+
+}  // namespace
+
+void Accumulator::start(Products products, std::size_t planes) {
+  if (options_.ladder == Ladder::best) options_.ladder = has_warp_groups(options_.device) ? Ladder::hopper : Ladder::tensor;
+  if (options_.ladder == Ladder::hopper && !has_warp_groups(options_.device)) {
+    throw Error(
+        ErrorKind::device,
+        "STREAMCCA_CUDA_LADDER: got 'hopper', which cuda:" + std::to_string(options_.device) +
+            " cannot run, expected a card of compute capability 9.0 and kernels compiled for sm_90a; leave it out, or use 'tensor'");
+  }
+  now_.started = true;
+  now_.products = products;
+  now_.kinds = {std::vector<bool>(views_.size(), true), std::vector<bool>(views_.size(), true)};
+  const bool by_units = options_.ladder == Ladder::hopper && products == Products::f32;
+  splits_ = splits_for(by_units ? plan_.units.size() : plan_.tasks.size(), depth());
+  const std::size_t state = plan_.tasks.size() * kTileSize * sizeof(double), head = kHead * columns() * sizeof(double);
+  const std::size_t parts = splits_ > 1 ? splits_ * state : 0;
+  block_.start(products, columns(), stream_);
+  if (!state_ || parts_.bytes() != parts) {
+    // The block grows as rows come, but what does not fit in the end is better said now.
+    const std::size_t block = Block::bytes(products, columns(), depth(), planes);
+    const std::size_t needed = state + block + head + parts, available = free_memory(options_.device);
+    if (needed > available) {
+      now_ = Counters{};
+      throw Error(ErrorKind::device, "these moments need " + std::to_string(needed >> 20) +
+                                         " MiB on cuda:" + std::to_string(options_.device) + ", expected at most the " +
+                                         std::to_string(available >> 20) + " MiB that are free; ask for fewer pairs, or use device='cpu'");
+    }
+    try {
+      if (!last_) last_ = std::make_unique<Event>();
+      if (!refused_) refused_ = static_cast<volatile unsigned*>(allocate_pinned((1 + views_.size()) * sizeof(unsigned)));
+      if (!status_copy_) status_copy_ = static_cast<Status*>(allocate_pinned(sizeof(Status)));
+      state_ = std::make_shared<Buffer>(state, stream_);
+      head_ = Buffer(head, stream_);
+      head_roots_ = Buffer(kHead * sizeof(double), stream_);
+      parts_ = Buffer(parts, stream_);
+      shift_ = Buffer(columns() * sizeof(double), stream_);
+      sums_ = Buffer(2 * columns() * sizeof(double), stream_);
+      planes_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
+      halves_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
+      status_ = uploads_.send(&seen_, sizeof seen_, stream_);
+      device_tasks_ = uploads_.send(plan_.tasks.data(), plan_.tasks.size() * sizeof(Task), stream_);
+      device_units_ = uploads_.send(plan_.units.data(), plan_.units.size() * sizeof(Unit), stream_);
+    } catch (...) {
+      now_ = Counters{};
+      state_.reset();
+      throw;
+    }
+  }
+  for (std::size_t i = 0; i <= views_.size(); ++i) refused_[i] = 0;
+  fill(state_->as<void>(), 0, state, stream_);
+  fill(sums_.as<void>(), 0, sums_.bytes(), stream_);
+  fill(head_.as<void>(), 0, head, stream_);
+  const std::vector<std::uint32_t> ones(schedule_.groups(), 1);
+  const Buffer from = uploads_.send(ones.data(), ones.size() * sizeof ones[0], stream_);
+  copy(planes_.as<void>(), from.as<void>(), from.bytes(), stream_);
+}
+
+Accumulator::Kinds Accumulator::kinds_of(const std::vector<Rows>& rows, bool weighted) const {
+  Kinds kinds;
+  for (const Rows& view : rows) {
+    kinds.half.push_back(view.dtype == DType::f16 && !weighted);
+    kinds.narrow.push_back(view.dtype == DType::bf16 && !weighted);
+  }
+  return kinds;
+}
+
+std::size_t Accumulator::planes_in_use() const {
+  if (now_.products == Products::f64 || now_.fill == 0 || !now_.settled) return 1;
+  return planes_for(now_.kinds, now_.products);
+}
+
+std::size_t Accumulator::planes_for(const Kinds& kinds, Products products) const {
+  if (products == Products::f64) return 1;
+  bool narrow = true, half = false;
+  for (std::size_t v = 0; v < views_.size(); ++v) {
+    narrow = narrow && kinds.narrow[v] && is_unmoved(v);
+    half = half || kinds.half[v];
+  }
+  return narrow ? 1 : half ? kPlaneSets : kPlanes;
+}
+
+void Accumulator::reserve(std::size_t count, const Kinds& kinds, bool known) {
+  const std::size_t slots = std::min(depth(), now_.fill + count), few = (depth() / kFewRows + kBlankRows - 1) / kBlankRows * kBlankRows;
+  if (!now_.settled && now_.fill + count < kHead) return;  // they wait in the head
+  const std::size_t rows = slots <= block_.rows() ? block_.rows() : slots <= few ? few : depth();
+  const std::size_t planes = std::max(known ? planes_in_use() : block_.planes(), planes_for(kinds, now_.products));
+  if (rows != block_.rows() || planes != block_.planes()) block_.resize(rows, planes, now_.settled ? now_.fill : 0, stream_);
+}
+
+// Room that the rows of the block do not need goes back, since decompositions that follow want much memory. The next batch makes it again.
+// Where few rows would be left out their copy, beside which the others stay meanwhile, is not worth it.
+void Accumulator::give_back() {
+  const std::size_t rows = (now_.fill + kBlankRows - 1) / kBlankRows * kBlankRows;
+  block_.resize(block_.rows(), planes_in_use(), now_.fill, stream_);  // first, so that the copy finds room
+  if (4 * rows <= block_.rows()) block_.resize(rows, block_.planes(), now_.fill, stream_);
+}
+
+}  // namespace streamcca::cuda
