@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -317,3 +319,54 @@ def test_a_build_without_kernels_says_so(monkeypatch):
     monkeypatch.delattr(sc, "_cuda", raising=False)
     with pytest.raises(sc.DeviceError, match="device: got 'cuda'.*has no CUDA kernels; .* device='cpu'"):
         sc.Moments({"a": 4}, device="cuda")
+
+
+class _Stream:
+    def __init__(self, number, device="cuda:0"):
+        self.cuda_stream, self.device = number, torch.device(device)
+
+
+class _DeviceTensor:
+    """What streamcca asks a tensor on a GPU, so that its streams can be told without one."""
+
+    __module__ = "torch.stand_in"
+
+    def __init__(self, device="cuda:0"):
+        self.is_cuda, self.device = True, torch.device(device)
+        self.readers, self.exports = [], []
+
+    def record_stream(self, stream):
+        self.readers.append(stream.cuda_stream)
+
+    def __dlpack__(self, **options):
+        self.exports.append(options["stream"])
+        return "capsule"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "reader", "waits_for"),
+    [
+        ("cuda:0", "cuda:0", 7, -1),  # one stream: nobody waits
+        ("cuda:1", "cuda:0", 9, 9),  # rows of two devices, of which the kernels refuse one
+        ("cupy 7", "cuda:0", 7, -1),  # CuPy works on torch's stream
+        ("cupy 5", "cuda:0", 5, 5),
+        ("cupy 0", "cuda:0", 0, 1),  # the default stream, as DLPack numbers it
+    ],
+)
+def test_rows_are_read_on_the_stream_of_the_first_view(monkeypatch, first, then, reader, waits_for):
+    """Tensors of other streams make it wait, and torch learns who reads their memory."""
+    current = {"cuda:0": _Stream(7), "cuda:1": _Stream(9, "cuda:1")}
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[str(device)])
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: _Stream(number, device))
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: _Stream(0, device))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    if first.startswith("cupy"):
+        stream = SimpleNamespace(ptr=int(first[5:]))
+        cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: stream))
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        queue = devices._Queue(type("ndarray", (), {"__module__": "cupy"})())
+    else:
+        queue = devices._Queue(_DeviceTensor(first))
+    tensor = _DeviceTensor(then)
+    assert devices._capsule(tensor, "a", queue, emulated=False) == "capsule"
+    assert (tensor.readers, tensor.exports) == ([reader], [waits_for])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcca.devices import can_follow, checked_device, in_device_memory, on_device_of
+from streamcca.devices import can_follow, checked_device, in_device_memory, library_name, on_device_of
 from streamcca.errors import DeviceError, MemoryLimitError
 
 AnyArray = np.ndarray[Any, Any]
@@ -27,7 +27,7 @@ def cupy_here() -> Library | None:
 
 def library_of(array: Any) -> Library:
     """Return the library that an array is of."""
-    if type(array).__module__.split(".", 1)[0] == "cupy":
+    if library_name(array) == "cupy":
         return cupy_here()
     return np
 
@@ -114,7 +114,7 @@ def brought(array: Any, library: Library) -> AnyArray:
             f"device: got rows on cuda:{found.device.id}, but CuPy works on cuda:{here}; use cupy.cuda.Device("
             f"{found.device.id}).use(), or move the rows"
         )
-    if type(array).__module__.split(".", 1)[0] == "torch":
+    if library_name(array) == "torch":
         import torch
 
         # Else torch could give the memory away while CuPy's stream still reads it.

@@ -71,6 +71,11 @@ def to_device(array: np.ndarray[Any, Any], device: str | None) -> Any:
     return torch.from_numpy(array).to(device)
 
 
+def library_name(array: Any) -> str:
+    """Return the package that an array is of: 'torch', 'cupy', 'numpy'."""
+    return type(array).__module__.split(".", 1)[0]
+
+
 def in_device_memory(array: Any) -> bool:
     """Whether an array is in the memory of a CUDA device."""
     try:
@@ -81,7 +86,7 @@ def in_device_memory(array: Any) -> bool:
 
 def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
     """Make torch's current device that of a tensor, which it exports only there."""
-    if type(array).__module__.split(".", 1)[0] != "torch" or not array.is_cuda:
+    if library_name(array) != "torch" or not array.is_cuda:
         return contextlib.nullcontext()
     import torch
 
@@ -106,55 +111,73 @@ def _refuse(array: Any, view: str, error: Exception) -> NoReturn:
     ) from None
 
 
-def _stream_of(array: Any) -> int:
-    """Return the number of the stream on which the library of an array works at present."""
-    library = type(array).__module__.split(".", 1)[0]
-    if library == "torch" and array.is_cuda:
-        import torch
+class _Queue:
+    """The stream on which the library of an array works at present: its number, and the object if it is torch's."""
 
-        return int(torch.cuda.current_stream(array.device).cuda_stream)
-    if library == "cupy":
-        import cupy
+    def __init__(self, array: Any) -> None:
+        library = library_name(array)
+        self.number, self.stream = 0, None
+        if library == "torch" and array.is_cuda:
+            import torch
 
-        return int(cupy.cuda.get_current_stream().ptr)
-    return 0
+            self.stream = torch.cuda.current_stream(array.device)
+            self.number = int(self.stream.cuda_stream)
+        elif library == "cupy":
+            import cupy
+
+            self.number = int(cupy.cuda.get_current_stream().ptr)
 
 
-def _capsule(array: Any, view: str, stream: int, emulated: bool) -> Any:
+def _export_torch(tensor: Any, queue: _Queue, emulated: bool) -> Any:
+    """Return the capsule of a tensor whose memory a stream will read."""
+    import torch
+
+    reader, waits = queue.stream, False
+    if not emulated:
+        if reader is None or reader.device != tensor.device:
+            reader = torch.cuda.current_stream(tensor.device)
+            waits = reader.cuda_stream != queue.number
+            if waits and queue.number:
+                reader = torch.cuda.ExternalStream(queue.number, tensor.device)
+            elif waits:
+                reader = torch.cuda.default_stream(tensor.device)
+        # Else its memory could be given away while that stream still reads it.
+        tensor.record_stream(reader)
+    if not waits and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        # What `__dlpack__` does in the end; its questions take longer than a launch (3 us here, to 0.3).
+        return torch.utils.dlpack.to_dlpack(tensor)  # type: ignore[attr-defined]
+    options = {} if emulated else {"stream": (queue.number or _LEGACY_STREAM) if waits else -1}
+    with on_device_of(tensor):
+        return _export(tensor, options)
+
+
+def _export(array: Any, options: dict[str, Any]) -> Any:
+    try:
+        return array.__dlpack__(max_version=(1, 0), **options)
+    except TypeError:  # a producer older than DLPack 1.0
+        return array.__dlpack__(**options)
+
+
+def _capsule(array: Any, view: str, queue: _Queue, emulated: bool) -> Any:
     if not hasattr(array, "__dlpack__"):
         raise DTypeError(
             f"view {view!r}: got {type(array).__name__}, expected an array on the device with __dlpack__ (torch, CuPy)"
         )
-    if not emulated and not in_device_memory(array):
+    if not emulated and not getattr(array, "is_cuda", False) and not in_device_memory(array):
         raise DeviceError(
             f"view {view!r}: got rows in CPU memory, expected a CUDA device, where these moments live; move them "
             "with .cuda(), or use device='cpu'"
         )
-    # The producer makes this stream wait for its own, where they differ.
-    options: dict[str, Any] = {} if emulated else {"stream": stream or _LEGACY_STREAM}
     try:
         # Torch exports no tensor that takes part in autograd, and one with a pending negation without it.
         if getattr(array, "requires_grad", False):
             array = array.detach()
         if getattr(array, "is_neg", bool)():
             array = array.resolve_neg()
-        if type(array).__module__.split(".", 1)[0] == "torch" and not emulated:
-            import torch
-
-            reader = torch.cuda.current_stream(array.device)
-            if reader.cuda_stream == stream:
-                options["stream"] = -1  # nothing to wait for, which torch takes some microseconds to find out
-            elif stream:
-                reader = torch.cuda.ExternalStream(stream, array.device)
-            else:
-                reader = torch.cuda.default_stream(array.device)
-            # Else its memory could be given away while that stream still reads it.
-            array.record_stream(reader)
-        with on_device_of(array):
-            try:
-                return array.__dlpack__(max_version=(1, 0), **options)
-            except TypeError:  # a producer older than DLPack 1.0
-                return array.__dlpack__(**options)
+        if library_name(array) == "torch":
+            return _export_torch(array, queue, emulated)
+        # The producer makes this stream wait for its own, where they differ.
+        return _export(array, {} if emulated else {"stream": queue.number or _LEGACY_STREAM})
     except Exception as error:  # sparse and quantized tensors, say
         _refuse(array, view, error)
 
@@ -201,18 +224,18 @@ class CudaAccumulator:
 
     def update(self, batch: list[Any], weights: FloatArray | None = None) -> None:
         """Launch the work for one batch; nothing is waited for."""
-        stream = _stream_of(batch[0])
-        capsules = self._capsules(batch, stream)
+        queue = _Queue(batch[0])
+        capsules = self._capsules(batch, queue)
         self._read = None
-        self._native.update(capsules, weights, stream)
+        self._native.update(capsules, weights, queue.number)
 
     def check(self, batch: list[Any]) -> None:
         """Refuse what cannot be rows; values are looked at when they are counted."""
-        self._capsules(batch, _stream_of(batch[0]))
+        self._capsules(batch, _Queue(batch[0]))
 
-    def _capsules(self, batch: list[Any], stream: int) -> list[Any]:
+    def _capsules(self, batch: list[Any], queue: _Queue) -> list[Any]:
         emulated = bool(self._module.EMULATED)
-        return [_capsule(array, name, stream, emulated) for name, array in zip(self._names, batch, strict=True)]
+        return [_capsule(array, name, queue, emulated) for name, array in zip(self._names, batch, strict=True)]
 
     def merge(self, other: Accumulator | CudaAccumulator) -> None:
         """Add the rows of moments on any device: through the CPU, and back."""
