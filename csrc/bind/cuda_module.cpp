@@ -255,7 +255,14 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("started", py::cpp_function(&cuda::Accumulator::started, Released()))
       .def_property_readonly("device", &cuda::Accumulator::device)
       .def_property_readonly("block_rows", &cuda::Accumulator::depth)
-      .def_property_readonly("room", [](const cuda::Accumulator& self) { return self.room(); })
+      .def_property_readonly("room",
+                             [](const cuda::Accumulator& self) {
+                               std::vector<std::size_t> planes;
+                               for (std::size_t p = 0; p < cuda::kPlaneSets; ++p) {
+                                 if (self.room().second >> p & 1) planes.push_back(p);
+                               }
+                               return py::make_tuple(self.room().first, py::tuple(py::cast(planes)));
+                             })
       .def_property_readonly("products", py::cpp_function([](cuda::Accumulator& self) { return name_of(self.products()); }, Released()));
   m.def("device_count", &device_count);
   m.def("device_name", &cuda::device_name, py::arg("device"));

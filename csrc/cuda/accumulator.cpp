@@ -206,6 +206,7 @@ void Accumulator::check_values(const std::vector<Batch>& batches, const std::vec
 void Accumulator::append(std::vector<Batch> batches, const Kinds& kinds, const std::vector<double>& weights, bool to_head) {
   while (batches[0].count) {
     const std::size_t room = (to_head ? kHead : depth()) - now_.fill, count = std::min(room, batches[0].count);
+    if (!to_head) prepare_planes(kinds);
     for (std::size_t v = 0; v < views_.size(); ++v) {
       Batch piece = batches[v];
       piece.count = count;
@@ -229,6 +230,14 @@ void Accumulator::append(std::vector<Batch> batches, const Kinds& kinds, const s
     for (Batch& batch : batches) batch.first += count, batch.count -= count;
     if (!to_head && now_.fill == depth()) flush();
   }
+}
+
+// float16 rows of all views, none of which is shifted, are copied as they are, until others come.
+void Accumulator::prepare_planes(const Kinds& kinds) {
+  const bool alone = are_halves_alone(kinds);
+  if (now_.fill && now_.halves_alone && !alone)
+    split_halves({ticket(), schedule_.groups(), now_.fill, block_.packed(), planes_.as<std::uint32_t>()}, stream_);
+  now_.halves_alone = alone && (now_.fill == 0 || now_.halves_alone);
 }
 
 void Accumulator::pack(std::size_t view, const Batch& rows, const Kinds& kinds) {
@@ -255,6 +264,7 @@ void Accumulator::pack(std::size_t view, const Batch& rows, const Kinds& kinds) 
   job.unmoved = is_unmoved(view);
   job.halves = halves_.as<std::uint32_t>();
   job.half = now_.kinds.half[view];
+  job.alone = now_.halves_alone;
   pack_rows(job, now_.products, stream_);
 }
 

@@ -74,8 +74,8 @@ class Accumulator {
   Products products();
   int device() const { return options_.device; }
   std::size_t depth() const;  // rows of a block
-  // Rows and planes that there is room for at present.
-  std::pair<std::size_t, std::size_t> room() const { return {block_.rows(), block_.planes()}; }
+  // Rows, and the set of planes, that there is room for at present.
+  std::pair<std::size_t, unsigned> room() const { return {block_.rows(), block_.planes()}; }
   const std::vector<View>& views() const { return views_; }
   const std::vector<Pair>& pairs() const { return pairs_; }
 
@@ -107,28 +107,31 @@ class Accumulator {
     double weight = 0;
     double block_weight = 0;  // of the block
     double rounding = 0, row_unit = 1;
-    Kinds kinds;  // of the rows of the block, or of the head until it is full
+    Kinds kinds;                // of the rows of the block, or of the head until it is full
+    bool halves_alone = false;  // the rows of the block, if any, are in the plane of float16 numbers only
   };
 
   void check_shapes(const std::vector<Rows>& rows) const;
   void check_device(int device) const;
   Products products_for(const std::vector<Rows>& rows) const;
   void use(Stream stream);
-  void start(Products products, std::size_t planes);
+  void start(Products products, unsigned planes);
   void resolve();
   bool is_unmoved(std::size_t view) const { return refused_ && refused_[1 + view] == kUnmoved; }  // as far as the host has heard
   Ticket ticket() const { return {status_.as<Status>(), batch_}; }
   std::vector<Batch> batches_of(const std::vector<Rows>& rows, const double* weights, std::vector<double>* kept_weights);
   void check_values(const std::vector<Batch>& batches, const std::vector<double>& weights);
   Kinds kinds_of(const std::vector<Rows>& rows, bool weighted) const;
-  // How many planes rows need: those of the block, or any.
-  std::size_t planes_in_use() const;
-  std::size_t planes_for(const Kinds& kinds, Products products) const;
+  // Which planes rows need: those of the block, or others that follow them.
+  unsigned planes_in_use() const;
+  unsigned planes_for(const Kinds& kinds, Products products) const;
+  bool are_halves_alone(const Kinds& kinds) const;
   // Room in the block for `count` rows, before anything is launched. `known`: the device is done, so planes can be given back.
   void reserve(std::size_t count, const Kinds& kinds, bool known);
   void give_back();
   void append(std::vector<Batch> batches, const Kinds& kinds, const std::vector<double>& weights, bool to_head);
   void pack(std::size_t view, const Batch& rows, const Kinds& kinds);
+  void prepare_planes(const Kinds& kinds);
   void settle();
   void report_shifts();
   void flush();

@@ -12,7 +12,7 @@ constexpr std::size_t kFewRows = 8;
 
 }  // namespace
 
-void Accumulator::start(Products products, std::size_t planes) {
+void Accumulator::start(Products products, unsigned planes) {
   if (options_.ladder == Ladder::best) options_.ladder = has_warp_groups(options_.device) ? Ladder::hopper : Ladder::tensor;
   if (options_.ladder == Ladder::hopper && !has_warp_groups(options_.device)) {
     throw Error(
@@ -77,26 +77,34 @@ Accumulator::Kinds Accumulator::kinds_of(const std::vector<Rows>& rows, bool wei
   return kinds;
 }
 
-std::size_t Accumulator::planes_in_use() const {
-  if (now_.products == Products::f64 || now_.fill == 0 || !now_.settled) return 1;
+bool Accumulator::are_halves_alone(const Kinds& kinds) const {
+  bool alone = now_.products == Products::f32;
+  for (std::size_t v = 0; v < views_.size(); ++v) alone = alone && kinds.half[v] && is_unmoved(v);
+  return alone;
+}
+
+unsigned Accumulator::planes_in_use() const {
+  if (now_.fill == 0 || !now_.settled) return 0;
   return planes_for(now_.kinds, now_.products);
 }
 
-std::size_t Accumulator::planes_for(const Kinds& kinds, Products products) const {
-  if (products == Products::f64) return 1;
+unsigned Accumulator::planes_for(const Kinds& kinds, Products products) const {
+  if (products == Products::f64) return kOnePlane;
+  if (now_.settled && (now_.fill == 0 || now_.halves_alone) && are_halves_alone(kinds)) return kHalvesAlone;
   bool narrow = true, half = false;
   for (std::size_t v = 0; v < views_.size(); ++v) {
     narrow = narrow && kinds.narrow[v] && is_unmoved(v);
     half = half || kinds.half[v];
   }
-  return narrow ? 1 : half ? kPlaneSets : kPlanes;
+  return narrow ? kOnePlane : half ? kSplitPlanes | kHalvesAlone : kSplitPlanes;
 }
 
 void Accumulator::reserve(std::size_t count, const Kinds& kinds, bool known) {
   const std::size_t slots = std::min(depth(), now_.fill + count), few = (depth() / kFewRows + kBlankRows - 1) / kBlankRows * kBlankRows;
   if (!now_.settled && now_.fill + count < kHead) return;  // they wait in the head
   const std::size_t rows = slots <= block_.rows() ? block_.rows() : slots <= few ? few : depth();
-  const std::size_t planes = std::max(known ? planes_in_use() : block_.planes(), planes_for(kinds, now_.products));
+  unsigned planes = (known ? planes_in_use() : block_.planes()) | planes_for(kinds, now_.products);
+  if (now_.fill && now_.halves_alone && !are_halves_alone(kinds)) planes |= kSplitPlanes;
   if (rows != block_.rows() || planes != block_.planes()) block_.resize(rows, planes, now_.settled ? now_.fill : 0, stream_);
 }
 

@@ -98,7 +98,10 @@ std::pair<double*, Buffer> Accumulator::tiles_with_pending(std::size_t pair) {
   Buffer scratch(count * kTileSize * sizeof(double), stream_);
   copy(scratch.as<void>(), own, scratch.bytes(), stream_);
   const std::size_t tail = (now_.fill + kBlankRows - 1) / kBlankRows * kBlankRows - now_.fill;
-  if (tail) blank_slots({ticket(), 0, schedule_.groups(), now_.fill, tail, 0, block_.planes(), block_.packed()}, now_.products, stream_);
+  for (std::size_t p = 0; p < kPlaneSets && tail; ++p) {
+    if (block_.planes() >> p & 1)
+      blank_slots({ticket(), 0, schedule_.groups(), now_.fill, tail, p, 1, block_.packed()}, now_.products, stream_);
+  }
   multiply(product_of(pair, pair + 1, scratch.as<double>()), now_.products, options_.ladder, stream_);
   double* tiles = scratch.as<double>();
   return {tiles, std::move(scratch)};
@@ -243,7 +246,7 @@ void Accumulator::restore(const Snapshot& s) {
     wait_for(stream_);
     return;
   }
-  start(s.products, kPlanes);
+  start(s.products, kSplitPlanes);
   *status_copy_ = seen_;
   copy(status_.as<void>(), status_copy_, sizeof(Status), stream_);
   wait_for(stream_);

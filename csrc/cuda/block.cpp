@@ -1,6 +1,6 @@
 #include "cuda/block.h"
 
-#include <algorithm>
+#include <bitset>
 
 namespace streamcca::cuda {
 namespace {
@@ -9,8 +9,9 @@ constexpr std::size_t round_up(std::size_t n, std::size_t unit) { return (n + un
 
 }  // namespace
 
-std::size_t Block::bytes(Products products, std::size_t columns, std::size_t rows, std::size_t planes) {
-  const std::size_t value = products == Products::f32 ? planes * sizeof(std::uint16_t) : sizeof(double);
+std::size_t Block::bytes(Products products, std::size_t columns, std::size_t rows, unsigned planes) {
+  const std::size_t count = std::bitset<kPlaneSets>(planes).count();
+  const std::size_t value = products == Products::f32 ? count * sizeof(std::uint16_t) : sizeof(double);
   return columns * (rows * value + 2 * (rows / kStrip) * sizeof(double));
 }
 
@@ -30,12 +31,15 @@ void Block::follow(Stream stream) {
   strips_.follow(stream);
 }
 
-void Block::resize(std::size_t rows, std::size_t planes, std::size_t filled, Stream stream) {
+void Block::resize(std::size_t rows, unsigned planes, std::size_t filled, Stream stream) {
   follow(stream);  // what is given up is given up in the order of this stream
   const bool moved = rows != packed_.rows;
   const std::size_t size = columns_ / kTile * rows * row_bytes(), groups = columns_ / kTile;
+  const unsigned made = moved ? planes : planes & ~planes_, kept = planes & planes_;
   std::array<Buffer, kPlaneSets> fresh;
-  for (std::size_t p = moved ? 0 : planes_; p < planes; ++p) fresh[p] = Buffer(size, stream);
+  for (std::size_t p = 0; p < kPlaneSets; ++p) {
+    if (made >> p & 1) fresh[p] = Buffer(size, stream);
+  }
   if (moved) {
     Buffer strips(2 * (rows / kStrip) * columns_ * sizeof(double), stream);
     const std::size_t summed = (filled + kStrip - 1) / kStrip * columns_ * sizeof(double);
@@ -44,11 +48,13 @@ void Block::resize(std::size_t rows, std::size_t planes, std::size_t filled, Str
     strips_ = std::move(strips);
     // Whole slabs, of every group.
     const std::size_t bytes = round_up(filled, kSlabRows) * row_bytes();
-    for (std::size_t p = 0; p < std::min(planes, planes_) && filled; ++p)
-      copy_lines(fresh[p].as<void>(), rows * row_bytes(), packed_.plane[p], packed_.rows * row_bytes(), bytes, groups, stream);
+    for (std::size_t p = 0; p < kPlaneSets && filled; ++p) {
+      if (kept >> p & 1)
+        copy_lines(fresh[p].as<void>(), rows * row_bytes(), packed_.plane[p], packed_.rows * row_bytes(), bytes, groups, stream);
+    }
   }
   for (std::size_t p = 0; p < kPlaneSets; ++p) {
-    if (moved || p >= planes || p >= planes_) memory_[p] = std::move(fresh[p]);
+    if (moved || !(kept >> p & 1)) memory_[p] = std::move(fresh[p]);
     packed_.plane[p] = memory_[p].as<void>();
   }
   planes_ = planes;

@@ -221,7 +221,9 @@ template <class T>
 void atomic_min(T* p, T value) {
   if (value < *p) *p = value;
 }
-inline void store_for_host(volatile unsigned* p, unsigned value) { *p = value; }
+inline void store_for_host(volatile unsigned* p, unsigned value) {
+  if (!emulated::is_late()) *p = value;
+}
 inline float from_half(std::uint16_t h) { return emulated::from_half(h); }
 inline std::uint16_t to_half(float x) { return emulated::to_half(x); }
 inline void copy_async(void* shared, const void* global) { emulated::copy_async(shared, global); }

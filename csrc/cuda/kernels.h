@@ -96,10 +96,21 @@ struct Pack {
   double* strip_squares = nullptr;
   std::uint32_t* halves = nullptr;  // by group: whether the fourth plane holds all its values
   bool half = false;                // all rows of the block so far are float16 without weights: groups without a shift write that plane
+  bool alone = false;               // of all views: no group has a shift, and writes no other plane
   bool narrow = false;              // all rows of the block so far are bfloat16 without weights: groups without a shift write one plane
   bool unmoved = false;             // no column of the view has a shift, as the host has seen
 };
 void pack_rows(const Pack& pack, Products products, Stream stream);
+
+// Makes the three planes of values that are in the fourth one alone.
+struct Split {
+  Ticket ticket;
+  std::size_t groups = 0;
+  std::size_t count = 0;  // slots from the first one on
+  Packed packed;
+  std::uint32_t* planes = nullptr;  // as in Pack
+};
+void split_halves(const Split& split, Stream stream);
 
 // Zeros into slots [slot, slot + count) of some groups, and of float32 products some planes.
 struct Blank {

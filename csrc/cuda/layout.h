@@ -3,7 +3,7 @@
 //
 // Packed rows of float32 products are three planes of bfloat16 numbers whose sum is the value, to 24 bits: the tensor cores multiply
 // the planes. A value that is a bfloat16 number needs the first plane alone. A fourth plane holds values that are float16 numbers once
-// more, as such, where all of a block are. Rows of float64 products are kept as they are.
+// more, as such, where all of a block are; where all of all views are it is the only one. Rows of float64 products are kept as they are.
 //
 //   planes:  packed.plane[p][plane_place(group, packed.rows, row, column)]     (std::uint16_t)
 //   float64: packed.plane[0][double_place(group, packed.rows, row, column)]    (double)
@@ -27,8 +27,10 @@ namespace streamcca::cuda {
 constexpr std::size_t kTile = 128;  // columns of a group; rows and columns of a tile
 constexpr std::size_t kTileSize = kTile * kTile;
 constexpr std::size_t kPlanes = 3;
-constexpr std::size_t kHalfPlane = 3;          // of float16 numbers
-constexpr std::size_t kPlaneSets = 4;          // three planes and that of float16 numbers
+constexpr std::size_t kHalfPlane = 3;  // of float16 numbers
+constexpr std::size_t kPlaneSets = 4;  // three planes and that of float16 numbers
+// Sets of planes, a bit for each.
+constexpr unsigned kOnePlane = 1, kSplitPlanes = (1u << kPlanes) - 1, kHalvesAlone = 1u << kHalfPlane;
 constexpr std::size_t kSlabRows = 64;          // of planes
 constexpr std::size_t kStage = 32;             // rows of planes that are multiplied at once; 16 of float64
 constexpr std::size_t kBlankRows = kSlabRows;  // rows of a block that is not full are zero up to the next multiple of so many

@@ -223,7 +223,7 @@ STREAMCCA_DEVICE Kind kind_of(const Product& job, const Panels& panels) {
     narrow = narrow && job.planes[panels.group[p]] == 1;
     half = half && job.halves[panels.group[p]];
   }
-  return narrow ? Kind::narrow : half ? Kind::half : Kind::wide;
+  return half ? Kind::half : narrow ? Kind::narrow : Kind::wide;  // halves may be alone
 }
 
 STREAMCCA_DEVICE void add_tile(Panels& panels, unsigned t, Task task) {

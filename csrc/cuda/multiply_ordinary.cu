@@ -11,6 +11,7 @@ STREAMCCA_DEVICE T value_at(const Product& job, std::size_t group, std::size_t r
     return static_cast<const double*>(job.packed.plane[0])[double_place(group, job.packed.rows, row, column)];
   } else {
     const std::size_t place = plane_place(group, job.packed.rows, row, column);
+    if (job.halves[group]) return from_half(static_cast<const std::uint16_t*>(job.packed.plane[kHalfPlane])[place]);
     T sum = 0;
     for (std::size_t p = job.planes[group]; p-- > 0;) sum += from_bfloat16(static_cast<const std::uint16_t*>(job.packed.plane[p])[place]);
     return sum;

@@ -170,11 +170,11 @@ STREAMCCA_KERNEL void planes_kernel(Product job) {
   const std::size_t end = begin + job.part < job.rows ? begin + job.part : job.rows;
   Sums total;
   clear(total);
-  if (job.planes[task.row_group] == 1 && job.planes[task.col_group] == 1) {
-    multiply_rows<Kind::narrow>(job, task, begin, end, total);
-    add_to_state(job, total, job.splits > 1);
-  } else if (job.halves[task.row_group] && job.halves[task.col_group]) {
+  if (job.halves[task.row_group] && job.halves[task.col_group]) {  // they may be alone
     multiply_rows<Kind::half>(job, task, begin, end, total);
+    add_to_state(job, total, job.splits > 1);
+  } else if (job.planes[task.row_group] == 1 && job.planes[task.col_group] == 1) {
+    multiply_rows<Kind::narrow>(job, task, begin, end, total);
     add_to_state(job, total, job.splits > 1);
   } else {
     for (std::size_t first = begin; first < end; first += kSettleWide) {

@@ -212,7 +212,9 @@ STREAMCCA_DEVICE unsigned write_planes(const Pack& job, const Piece<float>& piec
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float low = x[2 * i], high = x[2 * i + 1];
-      if (first_plane_only) {  // bfloat16 numbers
+      if (job.alone) {  // float16 numbers
+        half.word[i] = pair_of(to_half(low), to_half(high));
+      } else if (first_plane_only) {  // bfloat16 numbers
         plane[0].word[i] = float_bits(low) >> 16 | (float_bits(high) & 0xffff0000u);
       } else {
         const Parts a = split(low), b = split(high);
@@ -227,11 +229,12 @@ STREAMCCA_DEVICE unsigned write_planes(const Pack& job, const Piece<float>& piec
       auto* to = static_cast<std::uint16_t*>(job.packed.plane[p]);
       *reinterpret_cast<Chunk*>(to + plane_place(piece.group, job.packed.rows, slot, 8 * chunk)) = values;
     };
+    if (job.alone || half_plane) write(kHalfPlane, half);
+    if (job.alone) continue;
     write(0, plane[0]);
     if (first_plane_only) continue;
     write(1, plane[1]);
     write(2, plane[2]);
-    if (half_plane) write(kHalfPlane, half);
   }
   return most;
 }
@@ -287,15 +290,16 @@ STREAMCCA_KERNEL void pack_kernel32(Pack job) {
   job.halves[piece.group] = half_plane ? 1 : 0;
 }
 
-// bfloat16 rows as they are, in chunks of 16 bytes, of a view without shifts: they are copied, and only their sums need arithmetic. A
-// kernel of its own, since the other one's registers leave too few threads for the memory's speed.
-STREAMCCA_DENSE_KERNEL void plain_kernel(Pack job) {
+// bfloat16 rows as they are, or float16 ones, in chunks of 16 bytes, of a view without shifts: they are copied, and only their sums need
+// arithmetic. A kernel of its own, since the other one's registers leave too few threads for the memory's speed.
+template <bool kHalf>
+STREAMCCA_DEVICE void copy_rows(const Pack& job) {
   constexpr std::size_t across = kTile / 8, at_once = kThreads / across, pieces = kSlabRows / at_once;
   if (is_void(job.ticket.status, job.ticket.batch)) return;
   const Piece<float> piece = piece_of<float>(job);
   const std::size_t chunk = thread_index() % across, column = piece.own * kTile + 8 * chunk;
-  auto* slab =
-      reinterpret_cast<Chunk*>(static_cast<std::uint16_t*>(job.packed.plane[0]) + row_index(piece.group, job.packed.rows, piece.begin));
+  auto* slab = reinterpret_cast<Chunk*>(static_cast<std::uint16_t*>(job.packed.plane[kHalf ? kHalfPlane : 0]) +
+                                        row_index(piece.group, job.packed.rows, piece.begin));
   auto* rows = reinterpret_cast<Chunk*>(shared_memory());
   Chunk chunks[pieces];
 #pragma unroll
@@ -310,12 +314,44 @@ STREAMCCA_DENSE_KERNEL void plain_kernel(Pack job) {
     rows[r * across + chunk] = chunks[i];
     if (slot >= piece.first && slot < piece.end) slab[slab_chunk(static_cast<unsigned>(r), static_cast<unsigned>(chunk))] = chunks[i];
   }
-  if (thread_index() == 0) job.halves[piece.group] = 0;
+  if (thread_index() == 0) job.halves[piece.group] = kHalf;
   sync_block();
   const auto* values = reinterpret_cast<const std::uint16_t*>(rows);
   sum_strips(
-      job, piece, [&](std::size_t r, std::size_t c) { return static_cast<double>(from_bfloat16(values[r * kTile + c])); },
+      job, piece,
+      [&](std::size_t r, std::size_t c) {
+        return static_cast<double>(kHalf ? from_half(values[r * kTile + c]) : from_bfloat16(values[r * kTile + c]));
+      },
       [](std::size_t) { return 1.0; });
+}
+STREAMCCA_DENSE_KERNEL void plain_kernel(Pack job) { copy_rows<false>(job); }
+STREAMCCA_DENSE_KERNEL void plain_halves_kernel(Pack job) { copy_rows<true>(job); }
+
+// A slab of a group.
+STREAMCCA_KERNEL void split_kernel(Split job) {
+  if (is_void(job.ticket.status, job.ticket.batch)) return;
+  const std::size_t group = block_index() % job.groups, begin = block_index() / job.groups * kSlabRows;
+  unsigned most = 1;
+#pragma unroll 2
+  for (std::size_t e = thread_index(); e < kSlabRows * 16; e += kThreads) {
+    const std::size_t slot = begin + e / 16, place = plane_place(group, job.packed.rows, slot, e % 16 * 8);
+    if (slot >= job.count) continue;
+    const auto at = [&](std::size_t p) { return reinterpret_cast<Chunk*>(static_cast<std::uint16_t*>(job.packed.plane[p]) + place); };
+    const Chunk half = *at(kHalfPlane);
+    Chunk plane[kPlanes];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const Parts a = split(from_half(static_cast<std::uint16_t>(half.word[i])));
+      const Parts b = split(from_half(static_cast<std::uint16_t>(half.word[i] >> 16)));
+      const unsigned needed = a.needed > b.needed ? a.needed : b.needed;
+      most = needed > most ? needed : most;
+#pragma unroll
+      for (std::size_t p = 0; p < kPlanes; ++p) plane[p].word[i] = pair_of(a.plane[p], b.plane[p]);
+    }
+#pragma unroll
+    for (std::size_t p = 0; p < kPlanes; ++p) *at(p) = plane[p];
+  }
+  if (most > 1) atomic_max(&job.planes[group], most);
 }
 
 STREAMCCA_KERNEL void pack_kernel64(Pack job) {
@@ -333,13 +369,18 @@ void launch_pack(void (*kernel)(Pack), const Pack& job, std::size_t shared, Stre
 
 }  // namespace
 
+void split_halves(const Split& job, Stream stream) {
+  launch(&split_kernel, job.groups * ceil_div(job.count, kSlabRows), kThreads, 0, stream, job);
+}
+
 void pack_rows(const Pack& job, Products products, Stream stream) {
   if (job.batch.count == 0) return;
   const Batch& batch = job.batch;
   if (products == Products::f64) {
     launch_pack<double>(&pack_kernel64, job, shared_for<double>, stream);
-  } else if (job.narrow && job.unmoved && !batch.roots && !batch.bad && batch.rows.cols % 8 == 0 && lies_in_chunks(batch.rows)) {
-    launch_pack<float>(&plain_kernel, job, kSlabRows * kTile * sizeof(std::uint16_t), stream);
+  } else if ((job.narrow || job.alone) && job.unmoved && !batch.roots && !batch.bad && batch.rows.cols % 8 == 0 &&
+             lies_in_chunks(batch.rows)) {
+    launch_pack<float>(job.alone ? &plain_halves_kernel : &plain_kernel, job, kSlabRows * kTile * sizeof(std::uint16_t), stream);
   } else {
     launch_pack<float>(&pack_kernel32, job, shared_for<float>, stream);
   }

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "core/error.h"
+#include "cuda/emulator.h"
 #include "cuda/runtime.h"
 
 namespace streamcca::cuda {
@@ -16,8 +17,8 @@ std::mutex memory_mutex;
 std::map<void*, std::size_t> held;  // bytes by address
 MemoryUse use;
 
-// Tests set these, to see what happens where memory is lacking, or where the host never hears from the device unless it waits.
-bool is_late() { return std::getenv("STREAMCCA_EMULATED_LATE") != nullptr; }
+// Tests set this, to see what happens where memory is lacking; and what is_late() asks for, where the host never hears from the device
+// unless it waits.
 std::size_t total() {
   const char* bytes = std::getenv("STREAMCCA_EMULATED_MEMORY");
   return bytes ? std::strtoull(bytes, nullptr, 10) : std::size_t{4} << 30;
@@ -75,9 +76,13 @@ void release_pinned(void* p) noexcept { ::operator delete(p); }
 Event::Event() = default;
 Event::~Event() = default;
 void Event::record(Stream) {}
-bool Event::has_passed() const { return !is_late(); }
+bool Event::has_passed() const { return !emulated::is_late(); }
 void Event::hold_back(Stream) const {}
 
 void check_result(int, const char*) {}
+
+namespace emulated {
+bool is_late() { return std::getenv("STREAMCCA_EMULATED_LATE") != nullptr; }
+}  // namespace emulated
 
 }  // namespace streamcca::cuda
