@@ -76,6 +76,34 @@ def test_a_tensor_in_autograd_is_read_and_left_alone():
     np.testing.assert_allclose(m.mean("y"), y.detach().double().mean(0).numpy(), atol=1e-7)
 
 
+class _Tensor(torch.Tensor):
+    """A subclass may export something else than its memory: it is asked."""
+
+    def __dlpack__(self, **options):
+        return (self.as_subclass(torch.Tensor) + 1).__dlpack__(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "shift"),
+    [
+        (lambda x: x, 0),
+        (torch.nn.Parameter, 0),
+        (lambda x: x.as_subclass(_Tensor), 1),
+        (lambda x: torch.complex(x, -x).conj().imag, 0),  # a pending negation
+        (lambda x: x.T.contiguous().T, 0),
+        (lambda x: x.repeat_interleave(2, dim=1)[:, ::2], 0),
+    ],
+    ids=["plain", "parameter", "subclass", "negated", "columns", "strided"],
+)
+def test_tensors_of_all_kinds_give_their_values(make, shift, rng):
+    x = torch.from_numpy(rng.standard_normal((300, 5))).float()
+    m, right = sc.Moments({"x": 5}), sc.Moments({"x": 5})
+    m.update(x=make(x))
+    right.update(x=x.numpy() + np.float32(shift))
+    np.testing.assert_array_equal(m.covariance("x"), right.covariance("x"))
+    np.testing.assert_array_equal(m.mean("x"), right.mean("x"))
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_conversion_of_every_16_bit_pattern(kind, precision, isa):
