@@ -27,8 +27,8 @@ class Run:
         self.widths, self.configuration = widths, (names, widths, self.pairs, precision, nonfinite)
         self.native = _cuda.Accumulator(*self.configuration, ladder=ladder, block_rows=block)
 
-    def add(self, *views, weights=None):
-        self.native.update([x.__dlpack__(max_version=(1, 0)) for x in views], weights, 0)
+    def add(self, *views, weights=None, stream=0):
+        self.native.update([x.__dlpack__(max_version=(1, 0)) for x in views], weights, stream)
         return self
 
     def moments(self):

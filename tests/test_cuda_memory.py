@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from emulated_cuda import Run, _cuda, emulated, whole_numbers
+from emulated_cuda import TILE, Run, _cuda, emulated, whole_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ pytestmark = [emulated, pytest.mark.filterwarnings("ignore::streamcca.AccuracyWa
 BLOCK = 1024
 FEW = BLOCK // 8
 FIRST, SPLIT, HALVES, ALL = (0,), (0, 1, 2), (3,), (0, 1, 2, 3)  # planes of layout.h
-PLANES = {"bfloat16": FIRST, "float16": ALL, "float32": SPLIT, "float64": FIRST}
+PLANES = {"bfloat16": FIRST, "float16": SPLIT, "float32": SPLIT, "float64": FIRST}  # of the first block
 
 
 def rows_of(rng, n, widths, dtype="float32", largest=8):
@@ -54,7 +54,7 @@ def test_planes_are_given_back_when_no_row_needs_them(rng):
         ("float16", HALVES),
         ("float16", HALVES),
         ("bfloat16", ALL),  # 48 more, then these
-        ("float16", ALL),
+        ("float16", SPLIT),
         ("bfloat16", SPLIT),
         ("bfloat16", SPLIT),
         ("bfloat16", SPLIT),  # the last rows of that block
@@ -229,6 +229,76 @@ def test_where_memory_is_lacking_nothing_is_lost(step, rng, monkeypatch):
     parts = {"first": [y], "more planes": [x, x[:100], y]}.get(step, [x, y])
     rows = np.concatenate([part.float() for part in parts]).astype(float) - run.shifts()[0]
     np.testing.assert_array_equal(run.moments()[0], np.triu(rows.T @ rows))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_streams_wait_for_each_other(seed, late, monkeypatch):
+    """Whatever is called on whatever stream, and wherever memory ends: the emulator ends the process if it does not."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setenv("STREAMCCA_EMULATED_ORDER", f"{seed} {late}")
+    if late:
+        monkeypatch.setenv("STREAMCCA_EMULATED_LATE", "1")
+    run, seen, failures = Run([9], block=512, nonfinite="skip" if seed % 3 == 0 else "raise"), [], 0
+    reads = [lambda: run.native.covariance(0, 1.0, 48), lambda: run.native.mean(0), run.native.save]
+    reads += [lambda: run.native.uncertainty(0, 1.0), run.native.reset, lambda: run.native.rows]
+    for _ in range(25):
+        x = rows_of(rng, int(rng.choice([30, 300, 700])), [9], str(rng.choice(["float32", "bfloat16"])))[0]
+        weights = np.ones(len(x)) if rng.random() < 0.3 else None
+        if rng.random() < 0.5:  # some of the allocations that follow have no room
+            monkeypatch.setenv("STREAMCCA_EMULATED_MEMORY", str(_cuda.memory_use(0)[0] + int(10 ** rng.uniform(1, 5))))
+        read = reads[rng.integers(len(reads))] if rng.random() < 0.4 else None
+        try:
+            if read is None:
+                run.add(x, weights=weights, stream=int(rng.choice([0, 16, 32])))
+                seen.append(x.double().numpy())
+            elif run.native.settled or read == run.native.save:
+                read()
+                seen = [] if read == run.native.reset else seen
+        except RuntimeError:
+            failures += 1
+        monkeypatch.delenv("STREAMCCA_EMULATED_MEMORY", raising=False)
+    assert failures
+    assert run.native.rows == sum(map(len, seen))
+    if run.native.settled:
+        rows = np.concatenate(seen) - run.shifts()[0]
+        np.testing.assert_array_equal(run.moments()[0], np.triu(rows.T @ rows))
+
+
+@pytest.mark.parametrize("read", ["covariance", "uncertainty", "save", "restore"])
+def test_later_rows_wait_for_what_a_failed_read_has_begun(read, rng, monkeypatch):
+    """Wherever memory ends in it; the next batch comes on another stream."""
+    monkeypatch.setenv("STREAMCCA_EMULATED_ORDER", read)
+    run, seen, failures = Run([9], block=1024), rows_of(rng, 300, [9]), 0
+    run.add(seen[0], stream=16)
+    calls = {
+        "covariance": lambda: run.native.covariance(0, 1.0, 16),
+        "uncertainty": lambda: run.native.uncertainty(0, 1.0),
+    }
+    calls |= {"save": run.native.save, "restore": lambda: run.native.restore(run.native.save())}
+    tile = TILE * TILE * 8  # what a covariance asks for first; then for a few numbers a column
+    limits = [*np.geomspace(100, 2 * tile, 12).astype(int), *range(tile, tile + 4500, 300)]
+    for more in [None] if read == "restore" else limits:
+        if more:
+            monkeypatch.setenv("STREAMCCA_EMULATED_MEMORY", str(_cuda.memory_use(0)[0] + more))
+        try:
+            calls[read]()
+        except RuntimeError:
+            failures += 1
+        monkeypatch.delenv("STREAMCCA_EMULATED_MEMORY", raising=False)
+        seen += rows_of(rng, 40, [9])
+        run.add(seen[-1], stream=32)
+    assert failures > 5 or read == "restore"
+    rows = np.concatenate(seen) - run.shifts()[0]
+    np.testing.assert_array_equal(run.moments()[0], np.triu(rows.T @ rows))
+
+
+@pytest.mark.parametrize("read", ["mean", "uncertainty", "covariance"])
+def test_too_few_rows_for_a_shift_are_refused(read, rng):
+    run = Run([9]).add(*rows_of(rng, 100, [9]))
+    more = {"mean": (0,), "uncertainty": (0, 1.0), "covariance": (0, 1.0, 0)}[read]
+    with pytest.raises(ValueError, match="100 rows so far, expected at least 256"):
+        getattr(run.native, read)(*more)
 
 
 def test_moments_that_go_give_all_memory_back(rng):

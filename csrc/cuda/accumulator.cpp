@@ -49,10 +49,7 @@ Accumulator::~Accumulator() {
     }
   } catch (const Error&) {  // the driver has shut down: so has its memory
   }
-  for (Buffer* b : {&status_, &device_tasks_, &device_units_, &shift_, &head_, &head_roots_, &planes_, &halves_, &sums_, &parts_, &bad_})
-    b->follow(nullptr);
-  block_.follow(nullptr);
-  if (state_) state_->follow(nullptr);
+  follow(nullptr);
   if (refused_) release_pinned(const_cast<unsigned*>(refused_));
   if (status_copy_) release_pinned(status_copy_);
 }
@@ -96,10 +93,26 @@ Products Accumulator::products_for(const std::vector<Rows>& rows) const {
 
 std::size_t Accumulator::depth() const { return options_.block_rows ? options_.block_rows : block_rows(columns()); }
 
+Accumulator::Recorded::~Recorded() {
+  try {
+    if (of_.last_) of_.last_->record(of_.stream_);
+  } catch (const Error&) {  // the device has failed, and every later call says so
+  }
+}
+
 void Accumulator::use(Stream stream) {
   // A handle other than the default stream's may be that of a stream which is gone, given out once more.
   if (last_ && (stream != stream_ || stream)) last_->hold_back(stream);
   stream_ = stream;
+  follow(stream);
+}
+
+// Memory goes back in the order of this stream: that on which it was made may be gone.
+void Accumulator::follow(Stream stream) {
+  for (Buffer* b : {&status_, &device_tasks_, &device_units_, &shift_, &head_, &head_roots_, &planes_, &halves_, &sums_, &parts_, &bad_})
+    b->follow(stream);
+  block_.follow(stream);
+  if (state_) state_->follow(stream);
 }
 
 // ---------------------------------------------------------------- update
@@ -133,10 +146,11 @@ void Accumulator::update(const std::vector<Rows>& rows, int device, const double
   options_.device = device;
   const OnDevice on(device);
   use(stream);
+  const Recorded recorded(*this);
   const Kinds kinds = kinds_of(rows, weights);
   journal_.emplace_back(batch_ + 1, now_);
   try {
-    if (!now_.started) start(products, planes_for(kinds, products));
+    if (!now_.started) start(products);
     reserve(batches[0].count, kinds, known);
   } catch (...) {
     now_ = journal_.back().second;
@@ -178,7 +192,6 @@ void Accumulator::update(const std::vector<Rows>& rows, int device, const double
     if (now_.fill == kHead) settle();
   }
   append(batches, kinds, kept, false);
-  last_->record(stream_);
 }
 
 void Accumulator::check_values(const std::vector<Batch>& batches, const std::vector<double>& weights) {

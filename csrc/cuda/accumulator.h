@@ -93,6 +93,17 @@ class Accumulator {
   void hold_back(Stream stream);
 
  private:
+  // Work on another stream waits for all that was launched here, also where an exception came after it.
+  class Recorded {
+   public:
+    explicit Recorded(const Accumulator& of) : of_(of) {}
+    ~Recorded();
+    Recorded(const Recorded&) = delete;
+    Recorded& operator=(const Recorded&) = delete;
+
+   private:
+    const Accumulator& of_;
+  };
   // Of which numbers rows without weights are, by view.
   struct Kinds {
     std::vector<bool> half;    // float16
@@ -115,8 +126,11 @@ class Accumulator {
   void check_device(int device) const;
   Products products_for(const std::vector<Rows>& rows) const;
   void use(Stream stream);
-  void start(Products products, unsigned planes);
+  void follow(Stream stream);
+  void start(Products products);
+  void make_memory(Products products);
   void resolve();
+  void check_settled(const char* what) const;
   bool is_unmoved(std::size_t view) const { return refused_ && refused_[1 + view] == kUnmoved; }  // as far as the host has heard
   Ticket ticket() const { return {status_.as<Status>(), batch_}; }
   std::vector<Batch> batches_of(const std::vector<Rows>& rows, const double* weights, std::vector<double>* kept_weights);

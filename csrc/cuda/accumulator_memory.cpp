@@ -12,7 +12,7 @@ constexpr std::size_t kFewRows = 8;
 
 }  // namespace
 
-void Accumulator::start(Products products, unsigned planes) {
+void Accumulator::start(Products products) {
   if (options_.ladder == Ladder::best) options_.ladder = has_warp_groups(options_.device) ? Ladder::hopper : Ladder::tensor;
   if (options_.ladder == Ladder::hopper && !has_warp_groups(options_.device)) {
     throw Error(
@@ -25,47 +25,56 @@ void Accumulator::start(Products products, unsigned planes) {
   now_.kinds = {std::vector<bool>(views_.size(), true), std::vector<bool>(views_.size(), true)};
   const bool by_units = options_.ladder == Ladder::hopper && products == Products::f32;
   splits_ = splits_for(by_units ? plan_.units.size() : plan_.tasks.size(), depth());
+  try {
+    make_memory(products);
+  } catch (...) {
+    now_ = Counters{};
+    throw;
+  }
+  for (std::size_t i = 0; i <= views_.size(); ++i) refused_[i] = 0;
+  fill(state_->as<void>(), 0, state_->bytes(), stream_);
+  fill(sums_.as<void>(), 0, sums_.bytes(), stream_);
+  fill(head_.as<void>(), 0, head_.bytes(), stream_);
+  const std::vector<std::uint32_t> ones(schedule_.groups(), 1);
+  const Buffer from = uploads_.send(ones.data(), ones.size() * sizeof ones[0], stream_);
+  copy(planes_.as<void>(), from.as<void>(), from.bytes(), stream_);
+}
+
+void Accumulator::make_memory(Products products) {
   const std::size_t state = plan_.tasks.size() * kTileSize * sizeof(double), head = kHead * columns() * sizeof(double);
   const std::size_t parts = splits_ > 1 ? splits_ * state : 0;
   block_.start(products, columns(), stream_);
-  if (!state_ || parts_.bytes() != parts) {
-    // The block grows as rows come, but what does not fit in the end is better said now.
-    const std::size_t block = Block::bytes(products, columns(), depth(), planes);
-    const std::size_t needed = state + block + head + parts, available = free_memory(options_.device);
+  const bool fresh = !state_ || parts_.bytes() != parts;
+  // The block grows as rows come, but what does not fit in the end is better said now.
+  const std::size_t block = block_.rows() ? 0 : Block::bytes(products, columns(), depth(), kSplitPlanes);
+  if (const std::size_t needed = block + (fresh ? state + head + parts : 0); needed) {
+    const std::size_t available = free_memory(options_.device);
     if (needed > available) {
-      now_ = Counters{};
       throw Error(ErrorKind::device, "these moments need " + std::to_string(needed >> 20) +
                                          " MiB on cuda:" + std::to_string(options_.device) + ", expected at most the " +
                                          std::to_string(available >> 20) + " MiB that are free; ask for fewer pairs, or use device='cpu'");
     }
-    try {
-      if (!last_) last_ = std::make_unique<Event>();
-      if (!refused_) refused_ = static_cast<volatile unsigned*>(allocate_pinned((1 + views_.size()) * sizeof(unsigned)));
-      if (!status_copy_) status_copy_ = static_cast<Status*>(allocate_pinned(sizeof(Status)));
-      state_ = std::make_shared<Buffer>(state, stream_);
-      head_ = Buffer(head, stream_);
-      head_roots_ = Buffer(kHead * sizeof(double), stream_);
-      parts_ = Buffer(parts, stream_);
-      shift_ = Buffer(columns() * sizeof(double), stream_);
-      sums_ = Buffer(2 * columns() * sizeof(double), stream_);
-      planes_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
-      halves_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
-      status_ = uploads_.send(&seen_, sizeof seen_, stream_);
-      device_tasks_ = uploads_.send(plan_.tasks.data(), plan_.tasks.size() * sizeof(Task), stream_);
-      device_units_ = uploads_.send(plan_.units.data(), plan_.units.size() * sizeof(Unit), stream_);
-    } catch (...) {
-      now_ = Counters{};
-      state_.reset();
-      throw;
-    }
   }
-  for (std::size_t i = 0; i <= views_.size(); ++i) refused_[i] = 0;
-  fill(state_->as<void>(), 0, state, stream_);
-  fill(sums_.as<void>(), 0, sums_.bytes(), stream_);
-  fill(head_.as<void>(), 0, head, stream_);
-  const std::vector<std::uint32_t> ones(schedule_.groups(), 1);
-  const Buffer from = uploads_.send(ones.data(), ones.size() * sizeof ones[0], stream_);
-  copy(planes_.as<void>(), from.as<void>(), from.bytes(), stream_);
+  if (!fresh) return;
+  if (!refused_) refused_ = static_cast<volatile unsigned*>(allocate_pinned((1 + views_.size()) * sizeof(unsigned)));
+  if (!status_copy_) status_copy_ = static_cast<Status*>(allocate_pinned(sizeof(Status)));
+  if (!last_) last_ = std::make_unique<Event>();
+  try {
+    state_ = std::make_shared<Buffer>(state, stream_);
+    head_ = Buffer(head, stream_);
+    head_roots_ = Buffer(kHead * sizeof(double), stream_);
+    parts_ = Buffer(parts, stream_);
+    shift_ = Buffer(columns() * sizeof(double), stream_);
+    sums_ = Buffer(2 * columns() * sizeof(double), stream_);
+    planes_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
+    halves_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);
+    status_ = uploads_.send(&seen_, sizeof seen_, stream_);
+    device_tasks_ = uploads_.send(plan_.tasks.data(), plan_.tasks.size() * sizeof(Task), stream_);
+    device_units_ = uploads_.send(plan_.units.data(), plan_.units.size() * sizeof(Unit), stream_);
+  } catch (...) {
+    state_.reset();
+    throw;
+  }
 }
 
 Accumulator::Kinds Accumulator::kinds_of(const std::vector<Rows>& rows, bool weighted) const {
@@ -103,7 +112,10 @@ void Accumulator::reserve(std::size_t count, const Kinds& kinds, bool known) {
   const std::size_t slots = std::min(depth(), now_.fill + count), few = (depth() / kFewRows + kBlankRows - 1) / kBlankRows * kBlankRows;
   if (!now_.settled && now_.fill + count < kHead) return;  // they wait in the head
   const std::size_t rows = slots <= block_.rows() ? block_.rows() : slots <= few ? few : depth();
-  unsigned planes = (known ? planes_in_use() : block_.planes()) | planes_for(kinds, now_.products);
+  Kinds here = kinds;  // where the batch ends in this block: a view has the plane of float16 numbers if all its rows have been such
+  for (std::size_t v = 0; v < views_.size() && now_.fill + count <= depth(); ++v)
+    here.half[v] = kinds.half[v] && now_.settled && (now_.fill == 0 || now_.kinds.half[v]);
+  unsigned planes = (known ? planes_in_use() : block_.planes()) | planes_for(here, now_.products);
   if (now_.fill && now_.halves_alone && !are_halves_alone(kinds)) planes |= kSplitPlanes;
   if (rows != block_.rows() || planes != block_.planes()) block_.resize(rows, planes, now_.settled ? now_.fill : 0, stream_);
 }

@@ -123,6 +123,12 @@ std::vector<double> Accumulator::fetch(const double* from, std::size_t count) co
   return values;
 }
 
+void Accumulator::check_settled(const char* what) const {
+  if (now_.settled) return;
+  throw Error(ErrorKind::value, std::string(what) + " on the device: " + std::to_string(now_.slots) + " rows so far, expected at least " +
+                                    std::to_string(kHead) + ", the first of which fix the shift; use the methods of Moments, or add rows");
+}
+
 bool Accumulator::settled() {
   const std::lock_guard<std::mutex> lock(mutex_);
   resolve();
@@ -132,7 +138,9 @@ bool Accumulator::settled() {
 std::vector<double> Accumulator::mean(std::size_t view) {
   const std::lock_guard<std::mutex> lock(mutex_);
   resolve();
+  check_settled("mean");
   const OnDevice on(options_.device);
+  const Recorded recorded(*this);
   const Buffer columns = columns_with_pending();
   const std::size_t first = first_column(view), width = views_[view].width;
   std::vector<double> mean = fetch(shift_.as<double>() + first, width);
@@ -144,7 +152,9 @@ std::vector<double> Accumulator::mean(std::size_t view) {
 Uncertainty Accumulator::uncertainty(std::size_t pair, double ddof) {
   const std::lock_guard<std::mutex> lock(mutex_);
   resolve();
+  check_settled("rounding");
   const OnDevice on(options_.device);
+  const Recorded recorded(*this);
   const std::size_t view = pairs_[pair].row_view, width = views_[view].width, across = (width + kTile - 1) / kTile;
   const Buffer sums = columns_with_pending();
   const std::vector<double> squares = fetch(sums.as<double>() + columns() + first_column(view), width);
@@ -176,6 +186,7 @@ Snapshot Accumulator::save() {
   s.pending.resize(views_.size());
   if (!now_.started) return s;
   const OnDevice on(options_.device);
+  const Recorded recorded(*this);
   if (!now_.settled) {
     const std::vector<double> head = fetch(head_.as<double>(), now_.fill * columns()), roots = fetch(head_roots_.as<double>(), now_.fill);
     for (std::size_t k = 0; k < now_.fill; ++k) {
@@ -235,6 +246,7 @@ void Accumulator::restore(const Snapshot& s) {
   seen_.skipped = s.skipped;
   if (options_.device < 0) options_.device = 0;
   const OnDevice on(options_.device);
+  const Recorded recorded(*this);
   const auto send = [&](const std::vector<double>& values, const Buffer& to) {
     copy(to.as<void>(), values.data(), values.size() * sizeof(double), stream_);
     wait_for(stream_);
@@ -246,7 +258,7 @@ void Accumulator::restore(const Snapshot& s) {
     wait_for(stream_);
     return;
   }
-  start(s.products, kSplitPlanes);
+  start(s.products);
   *status_copy_ = seen_;
   copy(status_.as<void>(), status_copy_, sizeof(Status), stream_);
   wait_for(stream_);
@@ -268,7 +280,6 @@ void Accumulator::restore(const Snapshot& s) {
     roots.resize(kHead);
     send(head, head_);
     send(roots, head_roots_);
-    last_->record(stream_);
     return;
   }
   std::vector<double> shift(columns()), sums(2 * columns()), tiles(plan_.tasks.size() * kTileSize);
@@ -291,7 +302,6 @@ void Accumulator::restore(const Snapshot& s) {
   send(sums, sums_);
   send(tiles, *state_);
   report_shifts();
-  last_->record(stream_);
 }
 
 SharedBuffer Accumulator::tiles() {
@@ -303,11 +313,9 @@ SharedBuffer Accumulator::tiles() {
 SharedBuffer Accumulator::covariance(std::size_t pair, double ddof, Stream stream) {
   const std::lock_guard<std::mutex> lock(mutex_);
   resolve();
-  if (!now_.settled) {
-    throw Error(ErrorKind::value, "covariance on the device: " + std::to_string(now_.slots) + " rows so far, expected at least " +
-                                      std::to_string(kHead) + ", the first of which fix the shift; use Moments.covariance, or add rows");
-  }
+  check_settled("covariance");
   const OnDevice on(options_.device);
+  const Recorded recorded(*this);
   give_back();
   const auto [tiles, scratch] = tiles_with_pending(pair);
   const Buffer sums = columns_with_pending();

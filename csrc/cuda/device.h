@@ -266,9 +266,11 @@ void multiply_group(float (&d)[64], std::uint64_t left, std::uint64_t right, int
 }
 
 template <class Parameters>
-void launch(void (*kernel)(Parameters), std::size_t blocks, unsigned threads, std::size_t shared, Stream, const Parameters& parameters) {
+void launch(void (*kernel)(Parameters), std::size_t blocks, unsigned threads, std::size_t shared, Stream stream,
+            const Parameters& parameters) {
   if (blocks == 0) return;
   check_grid(blocks);
+  emulated::check_order(stream);
   emulated::run_grid(blocks, threads, shared, [&] { kernel(parameters); });
 }
 

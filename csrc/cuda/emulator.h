@@ -21,6 +21,9 @@ std::size_t block_count();
 unsigned char* shared_memory();
 void sync_block();
 unsigned ballot(bool vote);
+// Where STREAMCCA_EMULATED_ORDER is set, for a test of one object on several streams: that what is asked of a stream now comes after all
+// that others were asked for. A new value begins anew.
+void check_order(void* stream);
 bool is_late();  // the host never sees what kernels write for it, as if they were not done yet
 float from_half(std::uint16_t h);
 std::uint16_t to_half(float x);  // x must be a float16 number
