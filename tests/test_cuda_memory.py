@@ -293,6 +293,25 @@ def test_later_rows_wait_for_what_a_failed_read_has_begun(read, rng, monkeypatch
     np.testing.assert_array_equal(run.moments()[0], np.triu(rows.T @ rows))
 
 
+def test_a_state_that_does_not_fit_leaves_the_one_before(rng, monkeypatch):
+    rows = rows_of(rng, 700, [9])[0]
+    run, other = Run([9], block=512).add(rows), Run([9], block=512).add(rows.double() + 1)
+    before = run.moments()[0]
+    held = _cuda.memory_use(0)[0]
+    for more in np.geomspace(1e4, 1e8, 20).astype(int):
+        monkeypatch.setenv("STREAMCCA_EMULATED_MEMORY", str(held + more))
+        try:
+            run.native.restore(other.native.save())
+        except RuntimeError:
+            monkeypatch.delenv("STREAMCCA_EMULATED_MEMORY")
+            assert run.native.products == "float32"
+            np.testing.assert_array_equal(run.moments()[0], before)
+            continue
+        break
+    assert run.native.products == "float64"
+    np.testing.assert_array_equal(run.moments()[0], other.moments()[0])
+
+
 @pytest.mark.parametrize("read", ["mean", "uncertainty", "covariance"])
 def test_too_few_rows_for_a_shift_are_refused(read, rng):
     run = Run([9]).add(*rows_of(rng, 100, [9]))

@@ -128,7 +128,8 @@ class Accumulator {
   void use(Stream stream);
   void follow(Stream stream);
   void start(Products products);
-  void make_memory(Products products);
+  void make_memory(Products products, std::size_t splits);
+  void make_state(std::size_t state, std::size_t head);
   void resolve();
   void check_settled(const char* what) const;
   bool is_unmoved(std::size_t view) const { return refused_ && refused_[1 + view] == kUnmoved; }  // as far as the host has heard

@@ -20,17 +20,13 @@ void Accumulator::start(Products products) {
         "STREAMCCA_CUDA_LADDER: got 'hopper', which cuda:" + std::to_string(options_.device) +
             " cannot run, expected a card of compute capability 9.0 and kernels compiled for sm_90a; leave it out, or use 'tensor'");
   }
+  const bool by_units = options_.ladder == Ladder::hopper && products == Products::f32;
+  const std::size_t splits = splits_for(by_units ? plan_.units.size() : plan_.tasks.size(), depth());
+  make_memory(products, splits);
+  splits_ = splits;
   now_.started = true;
   now_.products = products;
   now_.kinds = {std::vector<bool>(views_.size(), true), std::vector<bool>(views_.size(), true)};
-  const bool by_units = options_.ladder == Ladder::hopper && products == Products::f32;
-  splits_ = splits_for(by_units ? plan_.units.size() : plan_.tasks.size(), depth());
-  try {
-    make_memory(products);
-  } catch (...) {
-    now_ = Counters{};
-    throw;
-  }
   for (std::size_t i = 0; i <= views_.size(); ++i) refused_[i] = 0;
   fill(state_->as<void>(), 0, state_->bytes(), stream_);
   fill(sums_.as<void>(), 0, sums_.bytes(), stream_);
@@ -40,14 +36,14 @@ void Accumulator::start(Products products) {
   copy(planes_.as<void>(), from.as<void>(), from.bytes(), stream_);
 }
 
-void Accumulator::make_memory(Products products) {
+// Where there is too little of it, what was there stays.
+void Accumulator::make_memory(Products products, std::size_t splits) {
   const std::size_t state = plan_.tasks.size() * kTileSize * sizeof(double), head = kHead * columns() * sizeof(double);
-  const std::size_t parts = splits_ > 1 ? splits_ * state : 0;
-  block_.start(products, columns(), stream_);
-  const bool fresh = !state_ || parts_.bytes() != parts;
+  const std::size_t parts = splits > 1 ? splits * state : 0;
   // The block grows as rows come, but what does not fit in the end is better said now.
-  const std::size_t block = block_.rows() ? 0 : Block::bytes(products, columns(), depth(), kSplitPlanes);
-  if (const std::size_t needed = block + (fresh ? state + head + parts : 0); needed) {
+  const bool has_block = block_.rows() && block_.is_for(products, columns());
+  const std::size_t block = has_block ? 0 : Block::bytes(products, columns(), depth(), kSplitPlanes);
+  if (const std::size_t needed = block + (state_ ? 0 : state + head) + (parts_.bytes() == parts ? 0 : parts); needed) {
     const std::size_t available = free_memory(options_.device);
     if (needed > available) {
       throw Error(ErrorKind::device, "these moments need " + std::to_string(needed >> 20) +
@@ -55,7 +51,12 @@ void Accumulator::make_memory(Products products) {
                                          std::to_string(available >> 20) + " MiB that are free; ask for fewer pairs, or use device='cpu'");
     }
   }
-  if (!fresh) return;
+  if (!state_) make_state(state, head);
+  if (parts_.bytes() != parts) parts_ = Buffer(parts, stream_);
+  block_.start(products, columns(), stream_);
+}
+
+void Accumulator::make_state(std::size_t state, std::size_t head) {
   if (!refused_) refused_ = static_cast<volatile unsigned*>(allocate_pinned((1 + views_.size()) * sizeof(unsigned)));
   if (!status_copy_) status_copy_ = static_cast<Status*>(allocate_pinned(sizeof(Status)));
   if (!last_) last_ = std::make_unique<Event>();
@@ -63,7 +64,6 @@ void Accumulator::make_memory(Products products) {
     state_ = std::make_shared<Buffer>(state, stream_);
     head_ = Buffer(head, stream_);
     head_roots_ = Buffer(kHead * sizeof(double), stream_);
-    parts_ = Buffer(parts, stream_);
     shift_ = Buffer(columns() * sizeof(double), stream_);
     sums_ = Buffer(2 * columns() * sizeof(double), stream_);
     planes_ = Buffer(schedule_.groups() * sizeof(std::uint32_t), stream_);

@@ -1,6 +1,7 @@
 // What waits for the device: counts, snapshots, matrices.
 #include <algorithm>
 #include <sstream>
+#include <utility>
 
 #include "core/error.h"
 #include "core/units.h"
@@ -241,8 +242,8 @@ void Accumulator::restore(const Snapshot& s) {
     wait_for(stream_);
   }
   journal_.clear();
-  now_ = Counters{};
-  seen_ = Status{};
+  const Counters before = std::exchange(now_, Counters{});
+  const Status seen_before = std::exchange(seen_, Status{});
   seen_.skipped = s.skipped;
   if (options_.device < 0) options_.device = 0;
   const OnDevice on(options_.device);
@@ -258,7 +259,13 @@ void Accumulator::restore(const Snapshot& s) {
     wait_for(stream_);
     return;
   }
-  start(s.products);
+  try {
+    start(s.products);
+  } catch (...) {  // there is no room for products of another type, say
+    now_ = before;
+    seen_ = seen_before;
+    throw;
+  }
   *status_copy_ = seen_;
   copy(status_.as<void>(), status_copy_, sizeof(Status), stream_);
   wait_for(stream_);

@@ -16,7 +16,7 @@ std::size_t Block::bytes(Products products, std::size_t columns, std::size_t row
 }
 
 void Block::start(Products products, std::size_t columns, Stream stream) {
-  if (products == products_ && columns == columns_) return;  // the memory can be used again
+  if (is_for(products, columns)) return;  // the memory can be used again
   follow(stream);
   for (Buffer& plane : memory_) plane = Buffer();
   strips_ = Buffer();

@@ -11,6 +11,7 @@ namespace streamcca::cuda {
 
 class Block {
  public:
+  bool is_for(Products products, std::size_t columns) const { return products == products_ && columns == columns_; }
   // For rows of that many columns of all groups. What was in it is void.
   void start(Products products, std::size_t columns, Stream stream);
   // Gives it room for `rows` (a multiple of kBlankRows) in a set of planes. What is in the first `filled` slots stays, in planes that were
