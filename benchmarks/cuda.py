@@ -185,9 +185,9 @@ def _most_of_torch(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def _moments_and_blocks(d: int) -> int:
-    """Bytes of the moments of two views of d neurons, all pairs, and of a full block, whatever its rows are."""
+    """Bytes of the moments of two views of d neurons, all pairs, and of a full block of rows in three planes."""
     tiles, columns = -(-d // 128), 2 * (-(-d // 128) * 128)
-    block = columns * (devices._extension().BLOCK_ROWS * (8 + 16 / 32) + 256 * 8)
+    block = columns * (devices._extension().BLOCK_ROWS * (3 * 2 + 16 / 32) + 256 * 8)
     return int((tiles * (tiles + 1) + tiles * tiles) * 128 * 128 * 8 + block)
 
 

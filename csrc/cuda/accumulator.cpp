@@ -343,7 +343,7 @@ void Accumulator::flush() {
   now_.rounding += block_variance(static_cast<double>(now_.fill), now_.block_weight, now_.weight);
   now_.fill = 0;
   now_.block_weight = 0;
-  now_.kinds = {std::vector<bool>(views_.size(), true), std::vector<bool>(views_.size(), true)};
+  now_.kinds = every_kind(true);
 }
 
 // The model of cpu/accumulator.cpp: chains of multiply-adds in the product type, then one addition in float64 a block. What tensor cores do

@@ -136,6 +136,7 @@ class Accumulator {
   Ticket ticket() const { return {status_.as<Status>(), batch_}; }
   std::vector<Batch> batches_of(const std::vector<Rows>& rows, const double* weights, std::vector<double>* kept_weights);
   void check_values(const std::vector<Batch>& batches, const std::vector<double>& weights);
+  Kinds every_kind(bool value) const { return {std::vector<bool>(views_.size(), value), std::vector<bool>(views_.size(), value)}; }
   Kinds kinds_of(const std::vector<Rows>& rows, bool weighted) const;
   // Which planes rows need: those of the block, or others that follow them.
   unsigned planes_in_use() const;

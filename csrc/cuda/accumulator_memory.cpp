@@ -26,7 +26,7 @@ void Accumulator::start(Products products) {
   splits_ = splits;
   now_.started = true;
   now_.products = products;
-  now_.kinds = {std::vector<bool>(views_.size(), true), std::vector<bool>(views_.size(), true)};
+  now_.kinds = every_kind(true);
   for (std::size_t i = 0; i <= views_.size(); ++i) refused_[i] = 0;
   fill(state_->as<void>(), 0, state_->bytes(), stream_);
   fill(sums_.as<void>(), 0, sums_.bytes(), stream_);

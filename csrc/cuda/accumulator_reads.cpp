@@ -276,7 +276,7 @@ void Accumulator::restore(const Snapshot& s) {
   now_.rounding = s.rounding;
   now_.row_unit = s.row_unit;
   if (!s.settled) {
-    now_.kinds = {std::vector<bool>(views_.size(), false), std::vector<bool>(views_.size(), false)};  // they are not known any more
+    now_.kinds = every_kind(false);  // they are not known any more
     now_.fill = s.roots.size();
     std::vector<double> head(kHead * columns()), roots = s.roots;
     for (std::size_t v = 0; v < views_.size(); ++v) {

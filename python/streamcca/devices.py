@@ -16,8 +16,8 @@ _CUDA = 2  # device type of DLPack
 _LEGACY_STREAM = 1  # CUDA's default stream, as DLPack and the driver number it
 
 
-# Rows that wait on a device in each of many objects, 8 bytes a value. A single one takes up to four times as many, for
-# speed (csrc/cuda/layout.h, block_rows).
+# Rows that wait on a device in each of many objects, up to 8.5 bytes a value. A single one takes up to four times as
+# many, for speed (csrc/cuda/layout.h, block_rows).
 SMALL_BLOCK_ROWS = 4096
 
 _REMEDY = "use device='cpu' and move rows there with .cpu()"
